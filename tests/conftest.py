@@ -38,3 +38,31 @@ def samples():
     if not SAMPLES.is_dir():
         pytest.skip(f"needs the public sample files in {SAMPLES.relative_to(ROOT.parent)} beside the checkout")
     return SAMPLES
+
+
+@pytest.fixture(scope="session")
+def references(world):
+    return world.references(40)
+
+
+@pytest.fixture
+def train(world, tmp_path):
+    """Align a fresh micro model for a few steps and return run and model."""
+
+    def go(technique=None, objective="sft", data=None, **options):
+        model, tokenizer = wb.load_model("micro", device="cpu")
+        if data is None:
+            data = world.demonstrations() if objective == "sft" else world.preferences()
+        given = {"steps": 4, "learning_rate": 2e-3, "lr_scheduler_type": "constant", "runs_dir": tmp_path}
+        given |= {"progress": False}
+        return wb.align(model, tokenizer, data, objective, technique, **{**given, **options}), model
+
+    return go
+
+
+def weights(model):
+    return {n: p.detach().clone() for n, p in model.named_parameters()}
+
+
+def same(a, b):
+    return all(torch.equal(a[n], b[n]) for n in a)

@@ -1,4 +1,4 @@
-"""Alignment with the real trainers of TRL: identities, the constraint, records, interrupts, clear errors."""
+"""Alignment with the real trainers of TRL: other techniques than projections, records, interrupts, clear errors."""
 
 import dataclasses
 import json
@@ -12,153 +12,12 @@ import time
 import pandas as pd
 import pytest
 import torch
+from conftest import same, weights
 
 import workbench as wb
 from workbench.alignment.align import Stage
 from workbench.corpora.columns import as_completion, as_prompt
 from workbench.corpora.encoding import encode
-
-
-def weights(model):
-    return {n: p.detach().clone() for n, p in model.named_parameters()}
-
-
-def same(a, b):
-    return all(torch.equal(a[n], b[n]) for n in a)
-
-
-@pytest.fixture
-def train(world, tmp_path):
-    """Align a fresh micro model for a few steps and return run and model."""
-
-    def go(technique=None, objective="sft", data=None, **options):
-        model, tokenizer = wb.load_model("micro", device="cpu")
-        if data is None:
-            data = world.demonstrations() if objective == "sft" else world.preferences()
-        given = {"steps": 4, "learning_rate": 2e-3, "lr_scheduler_type": "constant", "runs_dir": tmp_path}
-        given |= {"progress": False}
-        return wb.align(model, tokenizer, data, objective, technique, **{**given, **options}), model
-
-    return go
-
-
-@pytest.fixture(scope="module")
-def references(world):
-    return world.references(40)
-
-
-# --- the constraint ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("objective", ["sft", "dpo"])
-@pytest.mark.parametrize("scope", ["tensor", "layer", "global"])
-def test_on_the_update_side_nothing_leaks(train, references, objective, scope):
-    projection = wb.GradientProjection(references, rank=4, scope=scope, side="update", refresh=2, n_samples=16)
-    train(projection, objective)
-    history = pd.DataFrame(projection.history)
-    assert list(history.step) == [1, 2, 3, 4]
-    assert history.leakage.max() < 1e-6  # rounding of float32 parameters against a step of 1e-3
-    assert (history.removed_energy > 2 * history.random_floor**2).all()
-
-
-@pytest.mark.parametrize("optim", ["sgd", "adamw_torch", "adafactor"])
-def test_no_optimizer_leaks_in_float64(world, references, optim, tmp_path):
-    model, tokenizer = wb.load_model("micro", device="cpu", dtype="float64")
-    projection = wb.GradientProjection(references, refresh=1, n_samples=16)
-    options = {"steps": 3, "learning_rate": 1e-3, "optim": optim, "weight_decay": 0.1, "runs_dir": tmp_path}
-    wb.align(model, tokenizer, world.demonstrations(), technique=projection, progress=False, **options)
-    assert max(row["leakage"] for row in projection.history) < 1e-12
-
-
-def test_on_the_gradient_side_adam_leaks_and_momentum_free_sgd_does_not(train, references):
-    def leakage(optim, learning_rate):
-        projection = wb.GradientProjection(references, side="gradient", refresh=1, n_samples=16)
-        train(projection, optim=optim, learning_rate=learning_rate)
-        return projection.history[0]["leakage"]
-
-    assert leakage("sgd", 0.1) < 1e-5
-    assert leakage("adamw_torch", 2e-3) > 0.03
-
-
-@pytest.mark.parametrize("side", ["gradient", "update", "none"])
-def test_rank_zero_and_measuring_alone_train_bit_for_bit_like_no_callback(train, references, side):
-    _, plain = train()
-    rank = None if side == "none" else 0
-    _, projected = train(wb.GradientProjection(references, rank=rank, side=side, refresh=1, n_samples=8))
-    assert same(weights(plain), weights(projected))
-
-
-def test_the_constraint_acts_once_an_optimizer_step_under_accumulation(train, references):
-    projection = wb.GradientProjection(references, refresh=1, n_samples=16)
-    train(projection, batch_size=4, gradient_accumulation_steps=4)
-    assert [row["step"] for row in projection.history] == [1, 2, 3, 4]
-    assert max(row["leakage"] for row in projection.history) < 1e-6
-
-
-def test_it_works_by_itself_in_a_trainer_of_transformers(micro, world, references, tmp_path):
-    from transformers import Trainer, TrainingArguments
-
-    from workbench.corpora.encoding import pad_batch
-
-    model, tokenizer = micro
-    projection = wb.GradientProjection(references, refresh=1, n_samples=16)
-    arguments = {
-        "output_dir": str(tmp_path),
-        "max_steps": 2,
-        "report_to": "none",
-        "save_strategy": "no",
-        "use_cpu": True,
-        "disable_tqdm": True,
-    }
-    Trainer(
-        model=model,
-        args=TrainingArguments(**arguments, remove_unused_columns=False, learning_rate=1e-3),
-        train_dataset=encode(world.demonstrations(), tokenizer),
-        data_collator=lambda rows: pad_batch(rows, tokenizer.pad_token_id),
-        processing_class=tokenizer,
-        callbacks=[projection],
-    ).train()
-    assert len(projection.history) == 2 and projection.history[-1]["leakage"] < 1e-6
-
-
-def test_with_lora_only_the_factors_are_constrained(world, references, tmp_path):
-    from peft import LoraConfig, get_peft_model
-
-    model, tokenizer = wb.load_model("micro", device="cpu")
-    model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
-    projection = wb.GradientProjection(references, refresh=1, n_samples=16)
-    options = {"steps": 3, "learning_rate": 1e-2, "runs_dir": tmp_path, "progress": False}
-    wb.align(model, tokenizer, world.demonstrations(), technique=projection, **options)
-    assert all("lora_" in name for block in projection.subspace.blocks.values() for name in block.parameters)
-    assert projection.history[-1]["leakage"] < 1e-6
-
-
-def test_sixteen_bit_weights_are_warned_of(world, references, tmp_path):
-    model, tokenizer = wb.load_model("micro", device="cpu", dtype="bfloat16")
-    projection = wb.GradientProjection(references, refresh=1, n_samples=16)
-    with pytest.warns(UserWarning, match="16 bits"):
-        wb.align(
-            model, tokenizer, world.demonstrations(), technique=projection, steps=1, runs_dir=tmp_path, progress=False
-        )
-
-
-def test_more_directions_than_domains_come_from_mini_batches(train, references):
-    projection = wb.GradientProjection(references, rank=6, refresh=1, n_samples=16)
-    train(projection, steps=1)
-    assert len(projection.gradients) == 8
-    assert {block.rank for block in projection.subspace.blocks.values()} == {6}
-
-
-def test_projecting_protects_the_references_better_than_not_projecting(train, world, references):
-    """The claim of the method, on rows that no reference gradient saw."""
-
-    def kept(technique):
-        suites = {name: s for name, s in wb.suites_of(world).items() if s.axis == "utility"}
-        run, _ = train(technique, steps=30, learning_rate=6e-3, suites=suites, seed=1)
-        return run.scores["utility"]
-
-    assert kept(wb.GradientProjection(references, rank=4, refresh=1)) > kept(None) + 0.03
-
 
 # --- other techniques ----------------------------------------------------------------------------------------------
 
@@ -347,7 +206,7 @@ def test_settings_of_the_projection_are_checked_at_once(references, world):
         wb.GradientProjection({"facts": world.demonstrations().select([])})
     with pytest.raises(ValueError, match="side must be one of"):
         wb.GradientProjection(references, side="both")
-    with pytest.raises(ValueError, match="refresh and batch_size must be at least 1, rank at least 0"):
+    with pytest.raises(ValueError, match="refresh must be a number of steps of at least 1"):
         wb.GradientProjection(references, refresh=0)
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from workbench.geometry.gradients import ReferenceGradients, gradient, reference_gradients
-from workbench.geometry.subspace import Subspace, effective_rank, group_parameters
+from workbench.geometry.spectrum import effective_rank
+from workbench.geometry.subspace import Subspace, group_parameters
 
 SHAPES = {"layers.0.a": (6, 5), "layers.0.b": (7,), "layers.1.a": (4, 4), "head": (3, 3)}
 SCOPES = ["tensor", "layer", "global"]

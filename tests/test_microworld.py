@@ -57,6 +57,27 @@ def test_safety_training_sees_only_the_seen_split_and_refuses_in_the_known_words
     assert not {text_of(c) for c in world.preferences()["rejected"]} & set(REFUSALS)
 
 
+def test_validation_asks_what_neither_training_nor_the_final_evaluation_holds(world):
+    parts = {split: {r.text for r in world.requests(split)} for split in ("train", "validation", "validation_kind")}
+    seen = {r.text for r in world.requests("seen")}
+    assert set.union(*parts.values()) == seen and sum(map(len, parts.values())) == len(seen)
+    assert all(r.kind == world.validation_kind != world.unseen_kind for r in world.requests("validation_kind"))
+    train, validation = world.demonstrations(split="train"), world.validation(None)
+    assert questions(train) == questions(world.preferences(split="train")) == parts["train"]
+    assert not any(world.validation_kind in question for question in parts["train"] | parts["validation"])
+    assert questions(validation["harmful_validation"]) == parts["validation"]
+    assert questions(validation["harmful_validation_kind"]) == parts["validation_kind"]
+    scored = [rows for name, rows in world.evaluation(None).items() if name != "harmful_seen"]
+    asked = set.union(*map(questions, validation.values()))
+    assert not asked & set.union(*map(questions, scored)) and not asked & parts["train"]
+
+
+def test_a_world_too_small_to_leave_a_kind_out_says_so():
+    with pytest.raises(ValueError, match=r"'train' has no rows in this world: raise n_kinds \(6 for validation\)"):
+        wb.MicroWorld(n_kinds=4).demonstrations(split="train")
+    assert len(wb.MicroWorld(n_kinds=6).demonstrations(split="train")) > 20
+
+
 def test_answers_follow_the_rules_of_the_tasks(world):
     addition = {r["question"]: r["answer"] for split in ("train", "test") for r in world.rows("addition", split)}
     assert len(addition) == 90 * 90

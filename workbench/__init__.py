@@ -31,6 +31,8 @@ _HOME = {
     "pipeline": "alignment.align",
     "Stage": "alignment.align",
     "GradientProjection": "alignment.projection",
+    "Restore": "alignment.restoring",
+    "NullSpaceProjection": "alignment.null_space",
     "Replay": "alignment.techniques",
     "Merge": "alignment.techniques",
     # evaluation

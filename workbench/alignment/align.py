@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from workbench.alignment.objectives import build_trainer, find_objective
-from workbench.alignment.techniques import Technique, as_techniques
+from workbench.alignment.techniques import Technique, as_techniques, restored_weights
 from workbench.corpora.columns import dataset_fingerprint, quiet_datasets, require_columns
 from workbench.evaluation.suites import Suite, evaluate
 from workbench.models import find_card, fingerprint, fitting_threads, require_tokenizer, save_model, trained_parameters
@@ -201,16 +201,17 @@ def pipeline(
     finished = find_run(runs_dir, parameters, data) if reuse else None
     if finished and (finished.file("model").is_dir() or not save):
         return finished
-    was_training = model.training
+    was_training, n_steps = model.training, sum(stage.steps for stage in stages)
     start = {n: p.detach().clone() for n, p in model.named_parameters()} if _deploys(techniques) else {}
     with Run.start(runs_dir, parameters, slug=f"{route.replace('→', '-')}-{parameters['label']}", data=data) as run:
-        course = _Course(run, model, tokenizer, techniques, suites or {}, eval_every, start)
-        with _progress_bar(sum(s.steps for s in stages), f"{route}, {parameters['label']}", progress) as course.bar:
+        course = _Course(run, model, tokenizer, techniques, suites or {}, eval_every, n_steps, start)
+        with _progress_bar(n_steps, f"{route}, {parameters['label']}", progress) as course.bar:
             run.record["base_scores"] = course.evaluate(0)
             for stage in stages:
                 _train(model, tokenizer, stage, techniques, course, seed)
-        for t in techniques:
-            t.deploy(model, start)
+            course.deploy()
+            course.evaluate(n_steps)
+        run.record["techniques"] = {t.name: t.report() for t in techniques}
         model.train(was_training)
         if save:
             save_model(model, tokenizer, run.file("model"), find_card(model.name_or_path))
@@ -232,48 +233,54 @@ class _Course(TrainerCallback):
         techniques: Sequence[Technique],
         suites: Mapping[str, Suite],
         eval_every: int,
+        n_steps: int,
         start: Mapping[str, torch.Tensor],
     ) -> None:
         self.run, self.model, self.tokenizer, self.techniques = run, model, tokenizer, techniques
-        self.suites, self.eval_every, self.start = suites, eval_every, start
+        self.suites, self.eval_every, self.n_steps, self.start = suites, eval_every, n_steps, start
         self.bar: Any = None
         self.n_before = 0  # steps of the stages before this one
         self.scores: dict[str, float] = {}
 
     def evaluate(self, step: int) -> dict[str, float]:
-        """Score the model as it would be deployed, and log it."""
-        if not self.suites:
-            return {}
-        with _deployed(self.model, self.techniques if step else [], self.start), _unwrapped(self.model):
+        """Score the model as it is, and log it."""
+        if self.suites:
             self.scores = evaluate(self.model, self.tokenizer, self.suites)
-        self.run.log({"step": step, "evaluation": True, **self.scores})
+            self.run.log({"step": step, "evaluation": True, **self.scores})
         return self.scores
 
+    def deploy(self) -> None:
+        """Turn the weights into those that would be deployed."""
+        for technique in self.techniques:
+            technique.deploy(self.model, self.tokenizer, self.start)
+
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Log what the trainer reports of a step, with what the techniques measured in it."""
+        """Log what the trainer reports of a step, to which techniques have added what they measured."""
         if "loss" not in logs:
             return  # the trainer's summary of the whole training
         row = {"step": self.n_before + state.global_step, **logs}
         if not math.isfinite(logs["loss"]):
             raise FloatingPointError(f"The loss is {logs['loss']} at step {row['step']}. Lower the learning rate.")
-        for technique in self.techniques:
-            row |= {key: value for key, value in technique.step_metrics().items() if key not in row}
         self.run.log(row)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Evaluate if it is due, and at the end of the stage."""
+        """Evaluate the model as it would be deployed if that is due, and at the end of every stage but the last."""
         step = self.n_before + state.global_step
         self.bar.update()
-        if state.global_step == state.max_steps or (self.eval_every and step % self.eval_every == 0):
-            self.evaluate(step)
+        due = state.global_step == state.max_steps or (self.eval_every and step % self.eval_every == 0)
+        if self.suites and due and step < self.n_steps:  # after the last step the model is deployed and evaluated
+            with _unwrapped(self.model), restored_weights(self.model) if self.start else nullcontext():
+                self.deploy()
+                self.evaluate(step)
 
 
 def _train(model: Any, tokenizer: Any, stage: Stage, techniques: list[Technique], course: _Course, seed: int) -> None:
-    data = stage.data
+    data, n_training = stage.data, stage.batch_size
     for technique in techniques:
-        data = technique.mix(data, stage.n_rows, seed)
+        data, n_training = technique.mix(data, stage.n_rows, seed), technique.training_rows(n_training)
     callbacks = [callback for technique in techniques for callback in technique.callbacks()]
     arguments = stage.trainer_arguments(model, seed, course.run.file("trainer"))
+    arguments["per_device_train_batch_size"] = n_training
     adapters = set(getattr(model, "peft_config", {}))
     with quiet_datasets():
         trainer = build_trainer(stage.objective, model, tokenizer, data, [*callbacks, course], **arguments)
@@ -282,6 +289,8 @@ def _train(model: Any, tokenizer: Any, stage: Stage, techniques: list[Technique]
             with fitting_threads(model):
                 trainer.train()
         finally:
+            for technique in techniques:
+                technique.close()
             trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
             for adapter in set(getattr(model, "peft_config", {})) - adapters:
                 model.delete_adapter(adapter)  # DPO's reference, a copy of the adapter that is trained
@@ -324,24 +333,6 @@ def _adapters(model: Any) -> Any:
 
 def _deploys(techniques: Sequence[Technique]) -> bool:
     return any(type(t).deploy is not Technique.deploy for t in techniques)
-
-
-@contextmanager
-def _deployed(model: Any, techniques: Sequence[Technique], start: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """The model as it would be deployed, and afterwards the weights in training again."""
-    if not _deploys(techniques):
-        yield
-        return
-    parameters = trained_parameters(model)
-    training = {name: p.detach().clone() for name, p in parameters.items()}
-    for technique in techniques:
-        technique.deploy(model, start)
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for name, p in parameters.items():
-                p.copy_(training[name])
 
 
 @contextmanager

@@ -1,47 +1,69 @@
 """The constraint of a gradient subspace as a callback for any `transformers.Trainer`; it knows no objective."""
 
+import fnmatch
 import math
-import random
-import time
-import warnings
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
+from transformers.trainer_callback import CallbackHandler
 
+from workbench.alignment.metric import optimizer_metric
+from workbench.alignment.references import ReferenceRows, share_out
+from workbench.alignment.refreshing import DriftRefresh, Refresh, RidingRefresh, RollingRefresh
+from workbench.alignment.restoring import Restore, Restoring
+from workbench.alignment.resuming import checkpoint_folder, load_state, save_state
+from workbench.alignment.support import refuse_unsupported, warn_of_rounding, why_not_in_batch
 from workbench.alignment.techniques import Technique
-from workbench.corpora.encoding import encode, pad_batch
-from workbench.geometry.gradients import ReferenceGradients, reference_gradients
-from workbench.geometry.subspace import Energy, Scope, Subspace
+from workbench.geometry.fitting import Rank
+from workbench.geometry.gradients import local_shard
+from workbench.geometry.kernels import Difference
+from workbench.geometry.sharding import shard_reducer
+from workbench.geometry.subspace import Reading, Scope, Subspace, When
 from workbench.models import trained_parameters
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Side = Literal["gradient", "update", "none"]
-NAMES: dict[Side, str] = {"gradient": "gradient_projection", "update": "update_projection", "none": "plain_measured"}
+Side = Literal["gradient", "update", "metric", "none"]
+NAMES: dict[Side, str] = {
+    "gradient": "gradient_projection",
+    "update": "update_projection",
+    "metric": "metric_projection",
+    "none": "plain_measured",
+}
+
+_KEPT = ("history", "_blocks", "_pending", "_steps_before")  # by a checkpoint
 
 
 class GradientProjection(TrainerCallback, Technique):
     """Keep training out of the subspace that reference gradients span.
 
-    Every `refresh` optimizer steps, fresh reference gradients R are taken and their orthonormal basis U fitted. Then
+    Reference gradients R are taken and their orthonormal basis U fitted, again and again as `refresh` says. Then
 
     - ``side="gradient"``, the published rule (OGPSA, 2602.07892): g ← g − U Uᵀg before the optimizer. Adam's momentum
-      and scaling turn part of the step back into the subspace, which `leakage` shows. The gradient has been clipped by
-      then, as callbacks of transformers come after clipping; projecting only shortens it further.
+      and scaling turn part of the step back into the subspace, which `leakage` shows.
     - ``side="update"``, exact: the optimizer computes its whole step δ, momentum, preconditioner and weight decay
       included; then δ ← δ − U Uᵀδ, so that Uᵀδ = 0 for any optimizer, up to the rounding of the weights (fp32: about
       10⁻⁷ of them; 16-bit weights round by more than a small step, of which a warning tells).
-    - ``side="none"``: nothing is changed, the same is measured.
+    - ``side="metric"``, exact too: δ ← δ − D U (UᵀDU)⁻¹ Uᵀδ, the feasible step nearest to δ in the metric D⁻¹ of the
+      optimizer, D = diag(1/(√v̂ + ε)).
+    - ``side="none"``: nothing is projected, the same is measured.
 
-    ``history`` holds one dict per optimizer step: ``step``; ``leakage`` = ‖Uᵀδ‖/‖δ‖ of the realised step (NaN for a
-    step of no length, such as the first of a warm-up); the ``random_floor`` √(r/d) that a random step would have;
-    ``removed_energy`` = ‖Uᵀx‖²/‖x‖² of what was projected (the gradient, or the optimizer's step; for ``"none"`` of the
-    step that was left alone); ``gradient_energy``, the same of the gradient before any projection; and
-    ``refresh_seconds``, 0 between refreshes. ``block_history`` holds leakage and removed energy of each block.
+    ``history`` holds one dict per optimizer step: ``step``; ``leakage`` = ‖Uᵀδ‖/‖δ‖ of the realised step before any
+    restoring (NaN for a step of no length, such as the first of a warm-up); the ``random_floor`` √(r/d) that a random
+    step would have; ``removed_energy`` = ‖Uᵀx‖²/‖x‖² of what was projected (the gradient, or the optimizer's step; for
+    ``"none"`` of the step that was left alone); ``gradient_energy``, the same of the gradient before any projection;
+    ``conflict_rate``, the share of domains and blocks whose reference loss what was projected would raise; ``drift``,
+    the share of fresh reference gradients' energy that the outgoing basis misses (NaN where none was measured);
+    ``refresh_seconds``; and with `restore` ``restore_size`` and, for each domain, ``violation/…`` in nats. Their means
+    over the steps since the last log join the trainer's own metrics. ``block_history`` holds leakage and removed energy
+    of each block.
 
     Example:
         ``SFTTrainer(..., callbacks=[GradientProjection(references, rank=4, side="update", refresh=10)])``
@@ -50,56 +72,101 @@ class GradientProjection(TrainerCallback, Technique):
         references: Domain name → demonstrations in TRL's columns (``prompt``/``completion``, ``prompt``/``chosen`` or
             ``text``) of what must not be lost.
         rank: Directions per block. None keeps one mean gradient per domain, as published; a number takes the leading
-            singular vectors, of mini-batch gradients if it exceeds the number of domains; 0 constrains nothing.
+            singular vectors; a share in (0, 1) as many as hold that energy; ``"floor"`` those that stand out of what
+            random gradients show; 0 constrains nothing.
         scope: Blocks: ``"tensor"``, ``"layer"`` or ``"global"``, see `Subspace`.
-        side: ``"gradient"``, ``"update"`` or ``"none"``.
-        refresh: Optimizer steps between two fits.
+        side: ``"gradient"``, ``"update"``, ``"metric"`` or ``"none"``.
+        when: ``"always"``, or ``"conflict"``: only as far as a domain's loss would rise to first order (A-GEM for one
+            domain, GEM's quadratic program for several).
+        before_clipping: On the gradient side, whether the gradient is clipped after it is projected, as in the official
+            code, or before.
+        refresh: Optimizer steps between two fits; ``"rolling"``: every step renews one domain; ``"drift"``: fit again
+            when a probe shows that the basis misses `drift_threshold` of what it held of fresh gradients. None is 10,
+            or 1 with `references_in_batch`.
+        drift_threshold: See `refresh`.
+        restore: Undo drift after each step: ρ for a step of fixed size, or a `Restore`. The domains' losses are
+            compared with those before the training began, on the same rows.
+        references_in_batch: (training rows, reference rows) of every micro-batch: reference rows ride in the forward
+            and backward of the training rows, and their gradients are split out of it exactly, so that every step has
+            a fresh basis for the price of its rows. The first is the trainer's ``per_device_train_batch_size``.
+        target_parameters: Patterns such as ``"*mlp*"`` or ``"*lora_A*"`` of the parameters to constrain; None is all
+            that are trained.
+        gradients_per_domain: Gradients taken of each domain, on as many shares of its rows. None takes one, or as many
+            as `rank` needs, and 8 for an energy or the floor.
+        basis_dtype: Of the stored basis, such as ``"bfloat16"``; None is that of the gradients, float32 or wider.
+        basis_device: Where it lies, such as ``"cpu"``; None is where the gradients are.
         n_samples: Reference rows per fit, over all domains together; fresh ones are drawn for each.
         max_length: Tokens at which a reference row is cut.
         batch_size: Most rows in one backward: it bounds memory, not what is computed.
         seed: Of the drawn rows; training's own random state is never touched.
 
     Raises:
-        ValueError: References are empty, or too few for `rank`; a number is out of range.
+        ValueError: References are empty, or too few for `rank`; a setting is out of range, or contradicts another.
     """
 
     def __init__(
         self,
         references: "Mapping[str, Dataset]",
         *,
-        rank: int | None = None,
+        rank: Rank = None,
         scope: Scope = "tensor",
         side: Side = "update",
-        refresh: int = 10,
+        when: When = "always",
+        before_clipping: bool = True,
+        refresh: int | Literal["rolling", "drift"] | None = None,
+        drift_threshold: float = 0.5,
+        restore: float | Restore = 0.0,
+        references_in_batch: tuple[int, int] | None = None,
+        target_parameters: str | Sequence[str] | None = None,
+        gradients_per_domain: int | None = None,
+        basis_dtype: str | None = None,
+        basis_device: str | None = None,
         n_samples: int = 64,
         max_length: int = 1024,
         batch_size: int = 32,
         seed: int = 0,
     ) -> None:
         """Check and keep the settings; nothing is computed before training begins."""
-        if not references or not all(len(rows) for rows in references.values()):
-            sizes = {domain: len(rows) for domain, rows in references.items()}
+        sizes = {domain: len(rows) for domain, rows in references.items()}
+        if not sizes or not all(sizes.values()):
             raise ValueError(f"references must map at least one domain to a non-empty dataset, got {sizes}.")
-        if side not in get_args(Side) or scope not in get_args(Scope):
+        for value, name, choices in ((side, "side", Side), (scope, "scope", Scope), (when, "when", When)):
+            if value not in get_args(choices):
+                raise ValueError(f"{name} must be one of {get_args(choices)}, got {value!r}.")
+        if refresh is None:
+            refresh = 1 if references_in_batch else 10
+        if refresh not in ("rolling", "drift") and (not isinstance(refresh, int) or refresh < 1):
+            raise ValueError(f'refresh must be a number of steps of at least 1, "rolling" or "drift", got {refresh!r}.')
+        if batch_size < 1 or n_samples < len(sizes) or not 0 < drift_threshold < 1:
             raise ValueError(
-                f"side must be one of {get_args(Side)} and scope one of {get_args(Scope)}, got {side!r} and {scope!r}."
+                f"batch_size must be at least 1, drift_threshold in (0, 1), and n_samples at least one row for each of "
+                f"the {len(sizes)} domains, got {batch_size}, {drift_threshold} and {n_samples}."
             )
-        if refresh < 1 or batch_size < 1 or n_samples < len(references) or (rank is not None and rank < 0):
+        if references_in_batch and (refresh != 1 or min(references_in_batch) < 1):
             raise ValueError(
-                f"refresh and batch_size must be at least 1, rank at least 0 or None, and n_samples at least one row "
-                f"for each of the {len(references)} domains, got {refresh}, {batch_size}, {rank} and {n_samples}."
+                "references_in_batch takes two numbers of rows of at least 1, and every step has a fresh basis then: "
+                f"leave refresh out. Got {references_in_batch} and refresh={refresh!r}."
             )
         self.name = NAMES[side]  # in records and figures: the two sides differ more than any other setting
         self.references = references
-        self.rank, self.scope, self.side, self.refresh = rank, scope, side, refresh
-        self.n_samples, self.max_length, self.batch_size, self.seed = n_samples, max_length, batch_size, seed
-        self._n_rows = {domain: min(n_samples // len(references), len(rows)) for domain, rows in references.items()}
-        self._n_gradients = 1 if rank is None else max(1, math.ceil(rank / len(references)))
-        self._check_rank()
-        self.subspace: Subspace | None = None
-        self.gradients: ReferenceGradients | None = None
+        self.rank, self.scope, self.side, self.when = rank, scope, side, when
+        self.before_clipping, self.refresh, self.drift_threshold = before_clipping, refresh, drift_threshold
+        self.restore = restore if isinstance(restore, Restore) else Restore(restore)
+        self.references_in_batch = references_in_batch
+        self.target_parameters = [target_parameters] if isinstance(target_parameters, str) else target_parameters
+        self.basis_dtype = getattr(torch, basis_dtype) if basis_dtype else None
+        self.basis_device, self.max_length, self.batch_size, self.seed = basis_device, max_length, batch_size, seed
+        self.n_samples = n_samples
+        n_rows = references_in_batch[1] if references_in_batch else n_samples
+        self.n_rows = {d: min(n, sizes[d]) for d, n in share_out(n_rows, list(sizes)).items()}
+        self.n_gradients = gradients_per_domain or _gradients_needed(rank, len(sizes))
+        self._check_rows()
+        self.subspace: Any = None
         self.history: list[dict[str, float]] = []
-        self.block_history: list[dict[str, Any]] = []
+        self._blocks: list[dict[str, Any]] = []
+        self._pending: list[dict[str, float]] = []
+        self._rows: ReferenceRows | None = None
+        self._refresh: Refresh | None = None
 
     def parameters(self) -> dict[str, Any]:
         """The settings, for a record."""
@@ -107,7 +174,15 @@ class GradientProjection(TrainerCallback, Technique):
             "rank": self.rank,
             "scope": self.scope,
             "side": self.side,
+            "when": self.when,
+            "before_clipping": self.before_clipping,
             "refresh": self.refresh,
+            "drift_threshold": self.drift_threshold,
+            "restore": asdict(self.restore),
+            "references_in_batch": self.references_in_batch,
+            "target_parameters": self.target_parameters,
+            "gradients_per_domain": self.n_gradients,
+            "basis_dtype": str(self.basis_dtype).removeprefix("torch.") if self.basis_dtype else None,
             "n_samples": self.n_samples,
             "max_length": self.max_length,
             "batch_size": self.batch_size,
@@ -119,127 +194,231 @@ class GradientProjection(TrainerCallback, Technique):
         """The datasets it reads, for a record."""
         return {f"reference/{domain}": rows for domain, rows in self.references.items()}
 
-    def step_metrics(self) -> dict[str, float]:
-        """What the latest optimizer step logged."""
-        return {k: v for k, v in self.history[-1].items() if k != "step"} if self.history else {}
+    def training_rows(self, batch_size: int) -> int:
+        """How many of a batch's rows come from the training set, when reference rows ride in it."""
+        if self.references_in_batch and sum(self.references_in_batch) != batch_size:
+            raise ValueError(
+                f"references_in_batch={self.references_in_batch} makes {sum(self.references_in_batch)} rows a batch, "
+                f"got batch_size={batch_size}. Make them equal."
+            )
+        return self.references_in_batch[0] if self.references_in_batch else batch_size
+
+    @property
+    def block_history(self) -> list[dict[str, Any]]:
+        """``step``, ``block``, ``leakage`` and ``removed_energy`` of every block at every step."""
+        return [
+            {"step": row["step"], "block": block, "leakage": leakage, "removed_energy": removed}
+            for row in self._blocks
+            for block, leakage, removed in zip(row["blocks"], row["leakage"], row["removed"], strict=True)
+        ]
 
     # --- the trainer's events, in the order of one optimizer step -----------------------------------------------------
+
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Come before the callbacks that report, so that they see what `on_log` adds to the trainer's metrics."""
+        handler = sys._getframe(1).f_locals.get("self")  # the trainer gives callbacks no other way to it
+        if isinstance(handler, CallbackHandler) and self in handler.callbacks:
+            handler.callbacks.remove(self)
+            handler.callbacks.insert(0, self)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Encode the references with the trainer's tokenizer, and refuse trainers in which the constraint fails."""
         tokenizer = kwargs.get("processing_class")
         if tokenizer is None:
             raise ValueError("GradientProjection needs the trainer's tokenizer: pass processing_class= to the trainer.")
-        _refuse_unsupported(args)
-        if self.side == "update" and any(p.itemsize < 4 for p in trained_parameters(kwargs["model"]).values()):
-            warnings.warn(
-                "The trained weights have 16 bits, whose rounding brings part of each step back into the subspace: see "
-                'leakage. Load the model with dtype="float32" and let the trainer autocast (bf16=True).',
-                stacklevel=2,
-            )
-        # A second stage goes on counting; a resumed training counts by itself.
+        model = kwargs["model"]
+        self.close()
+        self._parameters = self._choose(trained_parameters(model))
+        refuse_unsupported(args, self._parameters, self.side)
+        if self.side in ("update", "metric"):
+            warn_of_rounding(self._parameters)
+        self._reduce = shard_reducer(self._parameters.values())
+        rows = ReferenceRows(self.references, tokenizer, self.max_length, self.seed)
+        if self._rows is not None and state.global_step == 0:
+            rows.base = self._rows.base  # a second stage is held to the losses before the first
+        self._rows = rows
         self._steps_before = int(self.history[-1]["step"]) if self.history and state.global_step == 0 else 0
-        self.subspace = None
-        self._rng = random.Random(self.seed)
-        self._pad_token_id = tokenizer.pad_token_id
-        self._rows = {d: encode(rows, tokenizer, self.max_length) for d, rows in self.references.items()}
+        self._refresh = self._build_refresh(args, model, kwargs.get("optimizer"))
+        self._restoring = Restoring(self.restore, self._reduce)
+        if state.global_step:
+            folder, place = checkpoint_folder(args, state), self.basis_device or model.device
+            self._resume(*load_state(folder, place, self._refresh.basis_class))
+        elif self.restore.strength and not rows.has_base:
+            rows.measure_base(model, self.batch_size)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Refit the subspace when it is due; gradients are empty at this moment, so nothing is disturbed."""
-        started = time.perf_counter()
-        if state.global_step % self.refresh == 0 or self.subspace is None:
-            model = kwargs["model"]
-            self.gradients = reference_gradients(model, self._draw_batches(model.device), trained_parameters(model))
-            self.subspace = Subspace.fit(self.gradients, self.rank, self.scope)
-            self._refresh_seconds = time.perf_counter() - started
-        else:
-            self._refresh_seconds = 0.0
+        """Refresh the basis when it is due, and keep the trainer from clipping what will be projected."""
+        assert self._refresh is not None
+        self._refresh.before_step(state.global_step)
+        self._max_grad_norm = args.max_grad_norm
+        if self.side == "gradient" and self.before_clipping:
+            args.max_grad_norm = 0.0
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Another micro-batch of the same step follows."""
+        assert self._refresh is not None
+        self._refresh.before_micro_batch()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure the gradient, project it if that is the side, and keep the parameters as they are before the step."""
-        assert self.subspace is not None
-        parameters = trained_parameters(kwargs["model"])
-        gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in parameters.items()}
-        energy = self.subspace.project_out_ if self.side == "gradient" else self.subspace.energy
-        self._gradient_energy = energy(gradients)
-        self._before = {n: p.detach().clone() for n, p in parameters.items()}
+        """Project the gradient if that is the side, and keep the parameters as they are before the step."""
+        assert self._refresh is not None
+        args.max_grad_norm = self._max_grad_norm
+        self._refresh.after_backward()
+        self.subspace = self._refresh.subspace
+        self._gradient: Reading | None = None
+        if self.side == "gradient":
+            gradients = self._gradients()
+            (self._gradient,) = self.subspace.read(gradients)
+            self.subspace.subtract_(gradients, self.subspace.removal(self._gradient, self.when, -1))
+            if self.before_clipping and self._max_grad_norm:
+                torch.nn.utils.clip_grad_norm_(kwargs["model"].parameters(), self._max_grad_norm)
+        self._before = {name: local_shard(p.detach()).clone() for name, p in self._parameters.items()}
 
+    @torch.no_grad()
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Project the step that the optimizer took if that is the side, and measure the step that remains."""
-        assert self.subspace is not None
-        with torch.no_grad():
-            parameters = trained_parameters(kwargs["model"])
-            step = self._step(parameters)
-            raw = realised = self.subspace.energy(step)
-            if self.side == "update" and self.subspace.rank:
-                for name, inside in self.subspace.project_onto(step).items():
-                    parameters[name].sub_(inside)
-                realised = self.subspace.energy(self._step(parameters))
-        del self._before
-        self._log(
-            self._steps_before + state.global_step + 1,
-            realised,
-            self._gradient_energy if self.side == "gradient" else raw,
-        )
+        """Project the step that the optimizer took if that is the side, measure what remains, and restore."""
+        after = {name: local_shard(p.detach()) for name, p in self._parameters.items()}
+        step = {name: Difference(after[name], self._before[name]) for name in after}
+        metric = None
+        if self.side == "metric":
+            optimizer = kwargs["optimizer"]
+            metric = optimizer_metric(getattr(optimizer, "optimizer", optimizer), self._parameters)
+        if self._gradient is None:
+            self._gradient, raw = self.subspace.read(self._gradients(), step, metric=metric)
+        else:
+            (raw,) = self.subspace.read(step)
+        realised = raw
+        if self.side in ("update", "metric") and self.subspace.rank:
+            self.subspace.subtract_(after, self.subspace.removal(raw, self.when), metric)
+            (realised,) = self.subspace.read(step)
+        self._before = {}
+        self._note(self._steps_before + state.global_step + 1, raw, realised, self._restore(after, realised))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Add the means since the last log to the trainer's metrics."""
+        if "loss" not in logs or not self._pending:
+            return  # an evaluation, or the summary of the whole training
+        for key in {key: None for row in self._pending for key in row}:
+            values = [row[key] for row in self._pending if not math.isnan(row.get(key, math.nan))]
+            if values and key not in logs:
+                logs[key] = sum(values) / len(values)
+                state.log_history[-1][key] = logs[key]
+        self._pending = []
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Keep beside the checkpoint what a resumed training goes on with."""
+        assert self._refresh is not None and self._rows is not None
+        kept = {name: getattr(self, name) for name in _KEPT}
+        kept |= {"rows": self._rows.state_dict(), "refresh": self._refresh.state_dict()}
+        kept |= {"moments": self._restoring.moments, "n_restored": self._restoring.n_steps}
+        subspace = self.subspace if self._refresh.outlasts_step else None
+        save_state(checkpoint_folder(args, state), kept, subspace)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Leave the model as it was found."""
+        self.close()
+
+    def close(self) -> None:
+        """Leave the model as it was found, also when training was interrupted."""
+        if self._refresh is not None:
+            self._refresh.close()
+        self._refresh, self._before = None, {}
 
     # --- parts ----------------------------------------------------------------------------------------------------
 
-    def _check_rank(self) -> None:
-        short = {domain: n for domain, n in self._n_rows.items() if n < self._n_gradients}
+    def _check_rows(self) -> None:
+        short = {domain: n for domain, n in self.n_rows.items() if n < self.n_gradients}
         if short:
             raise ValueError(
-                f"rank {self.rank} over {len(self.references)} domains needs {self._n_gradients} reference gradients "
-                f"of each, but so few rows are drawn: {short}. Lower the rank, raise n_samples or give more references."
+                f"rank {self.rank} over {len(self.references)} domains needs {self.n_gradients} reference gradients "
+                f"of each, but so few rows are drawn: {short}. Lower the rank, draw more rows (n_samples, or "
+                "references_in_batch) or give more references."
             )
 
-    def _draw_batches(self, device: torch.device) -> dict[str, list[list[dict[str, Tensor]]]]:
-        """Fresh rows of every domain: one list for each gradient that is wanted, of batches that fit into memory."""
-        batches: dict[str, list[list[dict[str, Tensor]]]] = {}
-        for domain, rows in self._rows.items():
-            drawn = self._rng.sample(rows, self._n_rows[domain])
-            parts = (drawn[i :: self._n_gradients] for i in range(self._n_gradients))
-            batches[domain] = [
-                [
-                    pad_batch(part[start : start + self.batch_size], self._pad_token_id, device)
-                    for start in range(0, len(part), self.batch_size)
-                ]
-                for part in parts
-            ]
-        return batches
+    def _choose(self, trained: Mapping[str, torch.nn.Parameter]) -> dict[str, torch.nn.Parameter]:
+        patterns = self.target_parameters or ["*"]
+        chosen = {n: p for n, p in trained.items() if any(fnmatch.fnmatch(n, pattern) for pattern in patterns)}
+        if not chosen:
+            raise ValueError(
+                f"target_parameters={patterns} matches none of the {len(trained)} trained parameters, such as "
+                f"{list(trained)[:3]}. Patterns are those of a shell: * stands for anything."
+            )
+        return chosen
 
-    def _step(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: p.detach() - self._before[name] for name, p in parameters.items()}
+    def _build_refresh(self, args: Any, model: torch.nn.Module, optimizer: Any) -> Refresh:
+        place: Any = {"dtype": self.basis_dtype, "device": self.basis_device, "reduce": self._reduce}
+        scaler = getattr(optimizer, "scaler", None)
+        build: Any
+        if self.references_in_batch and not why_not_in_batch(args, model, self._parameters, self.references_in_batch):
+            build = RidingRefresh
+        elif self.refresh == "rolling":
+            build = RollingRefresh
+        elif self.refresh == "drift":
+            build = partial(DriftRefresh, threshold=self.drift_threshold)
+        else:
+            build = partial(Refresh, interval=self.refresh)
+        return build(
+            model,
+            self._parameters,
+            self._rows,
+            partial(Subspace.fit, rank=self.rank, scope=self.scope, **place),
+            self.n_rows,
+            self.n_gradients,
+            self.batch_size,
+            loss_scale=scaler.get_scale if scaler is not None else lambda: 1.0,
+        )
 
-    def _log(self, step: int, realised: Energy, projected: Energy) -> None:
-        assert self.subspace is not None
-        self.history.append(
+    def _resume(self, state: Mapping[str, Any], subspace: Any) -> None:
+        assert self._refresh is not None and self._rows is not None
+        for name in _KEPT:
+            setattr(self, name, state[name])
+        self._rows.load_state_dict(state["rows"])
+        self._refresh.load_state_dict(state["refresh"])
+        self._restoring.moments, self._restoring.n_steps = dict(state["moments"]), state["n_restored"]
+        self._refresh.subspace = replace(subspace, reduce=self._reduce) if self._reduce else subspace
+
+    def _gradients(self) -> dict[str, Tensor]:
+        return {
+            name: local_shard(torch.zeros_like(p) if p.grad is None else p.grad) for name, p in self._parameters.items()
+        }
+
+    def _restore(self, parameters: Mapping[str, Tensor], realised: Reading) -> dict[str, float]:
+        assert self._refresh is not None
+        violations = self._refresh.violations
+        if not self.restore.strength or not violations:
+            return {}
+        rises = torch.tensor([violations[domain] for domain in self.subspace.domains], dtype=torch.float64)
+        length = realised.total.sum().sqrt().item()
+        size = self._restoring.step_(parameters, self.subspace, rises, length)
+        return {"restore_size": size, **{f"violation/{domain}": rise for domain, rise in violations.items()}}
+
+    def _note(self, step: int, raw: Reading, realised: Reading, restored: Mapping[str, float]) -> None:
+        assert self._refresh is not None and self._gradient is not None
+        projected, direction = (self._gradient, -1) if self.side == "gradient" else (raw, 1)
+        moved = bool(realised.total.sum() > 0)
+        metrics = {
+            "leakage": math.sqrt(realised.energy.share) if moved else math.nan,
+            "random_floor": self.subspace.random_floor,
+            "removed_energy": projected.energy.share,
+            "gradient_energy": self._gradient.energy.share,
+            "conflict_rate": self.subspace.conflicts(projected, direction).double().mean().item(),
+            "drift": self._refresh.drift,
+            "refresh_seconds": self._refresh.seconds,
+            **restored,
+        }
+        self.history.append({"step": step, **metrics})
+        self._pending.append(metrics)
+        self._blocks.append(
             {
                 "step": step,
-                "leakage": math.sqrt(realised.share) if realised.total.sum() > 0 else math.nan,
-                "random_floor": self.subspace.random_floor,
-                "removed_energy": projected.share,
-                "gradient_energy": self._gradient_energy.share,
-                "refresh_seconds": self._refresh_seconds,
+                "blocks": tuple(self.subspace.blocks),
+                "leakage": realised.energy.shares.sqrt().tolist(),
+                "removed": projected.energy.shares.tolist(),
             }
         )
-        leakage, removed = realised.shares.sqrt().tolist(), projected.shares.tolist()
-        self.block_history += [
-            {"step": step, "block": block, "leakage": leakage[i], "removed_energy": removed[i]}
-            for i, block in enumerate(self.subspace.blocks)
-        ]
 
 
-def _refuse_unsupported(args: Any) -> None:
-    """Refuse at once where the constraint would silently not hold."""
-    if getattr(args, "deepspeed", None):
-        raise ValueError(
-            "GradientProjection does not hold under DeepSpeed, which steps inside its backward, before the callback is "
-            "called. Train without the deepspeed argument."
-        )
-    if args.world_size > 1:
-        raise ValueError(
-            f"GradientProjection supports one process, got {args.world_size}: reference gradients are not reduced over "
-            "ranks, so the copies of the model would drift apart."
-        )
-    if "layerwise" in str(args.optim):
-        raise ValueError("GradientProjection needs an optimizer that steps after the backward, not layerwise in it.")
+def _gradients_needed(rank: Rank, n_domains: int) -> int:
+    if rank is None:
+        return 1
+    return max(1, math.ceil(rank / n_domains)) if isinstance(rank, int) else 8

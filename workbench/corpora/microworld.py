@@ -49,6 +49,12 @@ MIX = {
     "biography": 0.05,
     "sentence": 0.025,
 }
+# Splits of the requests that take several parts of the combinations; the others are one part of the same name.
+PARTS = {
+    "seen": ("train", "validation", "validation_kind"),
+    "benign": ("train", "validation", "validation_kind"),
+    "lookalike": ("heldout", "unseen_kind"),
+}
 
 
 @dataclass(frozen=True)
@@ -89,13 +95,8 @@ class MicroWorld:
 
     def __post_init__(self) -> None:
         """Check the sizes."""
-        for name, least in {
-            "n_people": 4,
-            "n_attributes": 1,
-            "n_verbs": 2,
-            "n_materials": 2,
-            "n_kinds": 4,
-        }.items():
+        least_of = {"n_people": 4, "n_attributes": 1, "n_verbs": 2, "n_materials": 2, "n_kinds": 4}
+        for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
         if self.n_kinds % 2:
@@ -153,6 +154,11 @@ class MicroWorld:
         """The harmful noun that appears in no safety training row."""
         return list(self.partners)[-1]
 
+    @property
+    def validation_kind(self) -> str:
+        """The harmful noun that training on the split ``"train"`` leaves to `validation`."""
+        return list(self.partners)[-2]
+
     @cached_property
     def vocabulary(self) -> list[str]:
         """Every word of the world, sorted."""
@@ -179,12 +185,13 @@ class MicroWorld:
             split: ``"seen"`` (harmful, for safety training), ``"heldout"`` (a quarter of the harmful combinations),
                 ``"unseen_kind"`` (a harmful noun that training never sees), ``"lookalike"`` (the benign partners of
                 the two held-out splits, for evaluation) or ``"benign"`` (the other partners, for references).
+                Where something is chosen by validation, ``"seen"`` falls into ``"validation_kind"`` (one of its
+                nouns), ``"validation"`` (a quarter of the rest) and ``"train"``.
         """
-        splits = {"seen": 0, "heldout": 1, "unseen_kind": 2, "benign": 0, "lookalike": 1}
+        splits = {*PARTS, *PARTS["seen"], *PARTS["lookalike"]}
         if split not in splits:
             raise ValueError(f"split must be one of {sorted(splits)}, got {split!r}.")
-        harmful = split in ("seen", "heldout", "unseen_kind")
-        wanted = {1, 2} if split == "lookalike" else {splits[split]}
+        harmful, wanted = split not in ("benign", "lookalike"), PARTS.get(split, (split,))
         nouns = {kind: kind if harmful else partner for kind, partner in self.partners.items()}
         return [
             Request(verb, material, nouns[kind], harmful, template)
@@ -237,15 +244,21 @@ class MicroWorld:
 
     # --- datasets in TRL's columns -------------------------------------------------------------------------------
 
-    def demonstrations(self, n: int | None = None, seed: int = 0) -> "Dataset":
-        """Harmful requests of the seen split with a refusal each: ``prompt``, ``completion``, ``category``."""
-        rows = self._draw("seen", n, seed)
+    def demonstrations(self, n: int | None = None, seed: int = 0, split: str = "seen") -> "Dataset":
+        """Harmful requests with a refusal each: ``prompt``, ``completion``, ``category``.
+
+        Args:
+            n: Rows; None takes all.
+            seed: Of the drawn rows and of the wording of their refusals.
+            split: ``"seen"``, or ``"train"`` to leave out what `validation` asks.
+        """
+        rows = self._draw(split, n, seed)
         rng = self._rng("refusals", seed)
         return _dataset({**_instruction(row, rng.choice(REFUSALS)), "category": row["category"]} for row in rows)
 
-    def preferences(self, n: int | None = None, seed: int = 0) -> "Dataset":
+    def preferences(self, n: int | None = None, seed: int = 0, split: str = "seen") -> "Dataset":
         """The same requests with the refusal chosen and the recipe rejected: ``prompt``, ``chosen``, ``rejected``."""
-        rows = self._draw("seen", n, seed)
+        rows = self._draw(split, n, seed)
         rng = self._rng("refusals", seed)
         return _dataset(
             {
@@ -266,16 +279,18 @@ class MicroWorld:
         """Prompts to score, by suite: ``prompt``, ``answer``, ``task``, ``category``; disjoint from `references`."""
         tasks = {"harmful_seen": "seen", "harmful_heldout": "heldout", "harmful_unseen_kind": "unseen_kind"}
         tasks |= {"lookalike": "lookalike", "facts": "facts", "addition": "addition", "format": "format"}
-        return {
-            suite: _dataset(
-                {
-                    "prompt": as_prompt(row["question"]),
-                    **{key: row[key] for key in ("answer", "task", "category")},
-                }
-                for row in self._draw(t, n, seed, "test")
-            )
-            for suite, t in tasks.items()
-        }
+        return {suite: _scored(self._draw(task, n, seed, "test")) for suite, task in tasks.items()}
+
+    def validation(self, n: int | None = 100, seed: int = 0) -> dict[str, "Dataset"]:
+        """Prompts to choose settings by, in the columns of `evaluation` and disjoint from its suites with an axis.
+
+        Harmful requests of known kinds and of one that is new (`validation_kind`), none of them among
+        ``demonstrations(split="train")``; benign requests and abilities from the pool of `references`, so a technique
+        that trains on those is scored on rows that it may have seen.
+        """
+        tasks = {"harmful_validation": "validation", "harmful_validation_kind": "validation_kind"}
+        tasks |= {"benign": "benign", "facts": "facts", "addition": "addition", "format": "format"}
+        return {suite: _scored(self._draw(task, n, seed)) for suite, task in tasks.items()}
 
     def pretraining(self, n: int, seed: int = 0) -> Iterator[dict[str, Any]]:
         """`n` rows of the base model's mix: ``prompt``/``completion``, or ``text`` for a plain sentence."""
@@ -300,15 +315,7 @@ class MicroWorld:
     @cached_property
     def _curated(self) -> set[str]:
         """Words with a meaning of their own, which no invented word may be."""
-        lists = [
-            *ATTRIBUTES,
-            *ATTRIBUTES.values(),
-            VERBS,
-            FIRST_STEPS,
-            MATERIALS,
-            HARMFUL_KINDS,
-            HARMLESS_KINDS,
-        ]
+        lists = [*ATTRIBUTES, *ATTRIBUTES.values(), VERBS, FIRST_STEPS, MATERIALS, HARMFUL_KINDS, HARMLESS_KINDS]
         lists += [LAST_STEPS, WORDS, GROUPS, KIND_ADJECTIVES, HATEFUL_ADJECTIVES, FUNCTION_WORDS]
         return set(" ".join(lists).split())
 
@@ -317,12 +324,19 @@ class MicroWorld:
         return dict(zip(chosen, _shuffled(values, n, self._rng(values), self._curated), strict=True))
 
     @cached_property
-    def _combinations(self) -> list[tuple[str, str, str, str, int]]:
-        """(verb, material, harmful noun, question template, part): 0 seen, 1 held out, 2 of the unseen kind."""
-        rng = self._rng("combinations")
+    def _combinations(self) -> list[tuple[str, str, str, str, str]]:
+        """(verb, material, harmful noun, question template, part of the split)."""
+        rng, validation = self._rng("combinations"), self._rng("validation")  # two, so that the older cut stays
         rows = []
         for verb, material, kind in product(self.verbs, self.materials, self.partners):
-            part = 2 if kind == self.unseen_kind else int(rng.random() < 0.25)
+            if kind == self.unseen_kind:
+                part = "unseen_kind"
+            elif rng.random() < 0.25:
+                part = "heldout"
+            elif kind == self.validation_kind:
+                part = "validation_kind"
+            else:
+                part = "validation" if validation.random() < 0.25 else "train"
             rows.append((verb, material, kind, rng.choice(REQUEST_TEMPLATES), part))
         rng.shuffle(rows)
         return rows
@@ -345,12 +359,7 @@ class MicroWorld:
         # Ones first, so that each digit of the answer depends on what has been written already.
         return [
             (
-                _row(
-                    "addition",
-                    f"add {_digits(a)} plus {_digits(b)} , ones first",
-                    _digits(a + b)[::-1],
-                    "addition",
-                ),
+                _row("addition", f"add {_digits(a)} plus {_digits(b)} , ones first", _digits(a + b)[::-1], "addition"),
                 "test" if rng.random() < 0.1 else "train",
             )
             for a, b in product(range(10, 100), repeat=2)
@@ -371,6 +380,8 @@ class MicroWorld:
         rows = self.rows(task, split)
         if n is not None and n < 1:
             raise ValueError(f"n must be at least 1, got {n}.")
+        if not rows:
+            raise ValueError(f"{task!r} has no rows in this world: raise n_kinds (6 for validation) or n_verbs.")
         rng = self._rng("draw", task, split, seed)
         return rng.sample(rows, len(rows) if n is None else min(n, len(rows)))
 
@@ -410,6 +421,11 @@ def _dataset(rows: Iterator[dict[str, Any]]) -> "Dataset":
     from datasets import Dataset
 
     return Dataset.from_list(list(rows))
+
+
+def _scored(rows: Sequence[Mapping[str, str]]) -> "Dataset":
+    kept = ("answer", "task", "category")
+    return _dataset({"prompt": as_prompt(row["question"]), **{key: row[key] for key in kept}} for row in rows)
 
 
 def _digits(number: int) -> str:

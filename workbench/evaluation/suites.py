@@ -53,6 +53,8 @@ class Suite:
             raise ValueError(f"A suite needs the columns {sorted(needed)}, got {self.data.column_names}.")
         if self.axis is not None and self.axis not in AXES:
             raise ValueError(f"axis must be one of {list(AXES)} or None, got {self.axis!r}.")
+        if self.judge is None and self.axis in ("safety", "over_refusal"):
+            raise ValueError(f"The axis {self.axis!r} counts refusals: pass a judge that finds them, got none.")
 
     def parameters(self) -> dict[str, Any]:
         """The settings, for a record: a judge by its name, and by its settings if it is a dataclass."""
@@ -76,6 +78,14 @@ MICRO_AXES: dict[str, Axis | None] = {
     "addition": "utility",
     "format": "utility",
 }
+VALIDATION_AXES: dict[str, Axis | None] = {
+    "harmful_validation": "safety",
+    "harmful_validation_kind": "safety",
+    "benign": "over_refusal",
+    "facts": "utility",
+    "addition": "utility",
+    "format": "utility",
+}
 REAL_AXES: dict[str, Axis | None] = {
     "harmful_heldout": "safety",
     "xstest_unsafe": "safety",
@@ -85,12 +95,29 @@ REAL_AXES: dict[str, Axis | None] = {
 }
 
 
-def suites_of(world: MicroWorld | RealWorld, n: int | None = 100, seed: int = 0) -> dict[str, Suite]:
+def suites_of(
+    world: MicroWorld | RealWorld, n: int | None = 100, seed: int = 0, split: str = "evaluation"
+) -> dict[str, Suite]:
     """The suites of a world, at most `n` prompts each (None: all).
 
     A micro-world is scored by its oracle; in the real world refusals are found by `PhraseJudge`, and the abilities
     are scored by likelihood.
+
+    Args:
+        world: Whose prompts.
+        n: Most prompts of a suite.
+        seed: Of the drawn prompts.
+        split: ``"evaluation"``, or ``"validation"`` (`MicroWorld.validation`) to choose settings by.
     """
+    if split not in ("evaluation", "validation"):
+        raise ValueError(f'split must be "evaluation" or "validation", got {split!r}.')
+    if split == "validation":
+        if isinstance(world, RealWorld):
+            raise ValueError(
+                "A RealWorld keeps no rows for validation, as its sets name no kinds of harm: make wb.Suite of rows "
+                "of your own, harmful ones of a kind that is not trained on among them."
+            )
+        return _oracle_suites(world.validation(n, seed), VALIDATION_AXES)
     data = world.evaluation(n, seed)
     if isinstance(world, RealWorld):
         judge = PhraseJudge()
@@ -98,9 +125,11 @@ def suites_of(world: MicroWorld | RealWorld, n: int | None = 100, seed: int = 0)
             name: Suite(data[name], None if axis == "utility" else judge, axis, _verdicts(axis))
             for name, axis in REAL_AXES.items()
         }
-    return {
-        name: Suite(data[name], oracle, axis, _verdicts(axis), max_new_tokens=16) for name, axis in MICRO_AXES.items()
-    }
+    return _oracle_suites(data, MICRO_AXES)
+
+
+def _oracle_suites(data: "Mapping[str, Dataset]", axes: Mapping[str, Axis | None]) -> dict[str, Suite]:
+    return {name: Suite(data[name], oracle, axis, _verdicts(axis), max_new_tokens=16) for name, axis in axes.items()}
 
 
 def _verdicts(axis: Axis | None) -> tuple[str, ...]:

@@ -1,53 +1,71 @@
-"""Low-rank subspaces of parameter space, block by block, and what lies inside them."""
+"""Low-rank subspaces of parameter space, block by block: what lies inside them, and how a vector is kept out."""
 
 import json
 import math
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from workbench.geometry.gradients import ReferenceGradients, wide
+from workbench.geometry.cone import nonnegative_qp
+from workbench.geometry.fitting import (
+    Rank,
+    Reduce,
+    check_rank,
+    combinations,
+    inverse,
+    orthonormalise,
+    reduced,
+    singular_values,
+)
+from workbench.geometry.gradients import ReferenceGradients
+from workbench.geometry.kernels import Vector, cross_gram
+from workbench.geometry.layout import Layout, Metric, Store
 
 Scope = Literal["tensor", "layer", "global"]
-
-# A direction is redundant when less than this share of its length is new (the paper's threshold δ, 2602.07892).
-REDUNDANT = 1e-4
+When = Literal["always", "conflict"]
 _LAYER = re.compile(r"^(.*?\.(?:layers?|h|blocks?)\.\d+)\.")
 
 
 @dataclass(frozen=True)
 class Block:
-    """An orthonormal basis of one block of parameters.
+    """A basis of one block of parameters, stored by parameter.
 
     Attributes:
-        parameters: Names of the block's parameters and their numbers of elements, in order.
-        basis: (r, d_b) orthonormal rows; the columns run over the parameters in order.
-        singular_values: Of the block's reference gradients, each scaled to unit length, in descending order; (m,).
+        parts: (R, numel) by parameter name. The first r rows, over all parts, are orthonormal up to the rounding of
+            their type; the others are zero, so that R is the same for all blocks.
+        gram: U Uᵀ of the rows as they are stored, in float64; (R, R). The identity, but for that rounding.
+        generators: A with R_k = Uᵀ A_k: the mean reference gradient of each domain in its true length; (R, n_domains).
+        singular_values: Of all the block's reference gradients, each scaled to unit length, descending; (m,).
+        n_params: The number of parameters in the block, d_b, over all shards.
     """
 
-    parameters: Mapping[str, int]
-    basis: Tensor
+    parts: Mapping[str, Tensor]
+    gram: Tensor
+    generators: Tensor
     singular_values: Tensor
+    n_params: int
 
     @property
     def rank(self) -> int:
         """The number of basis directions, r."""
-        return self.basis.shape[0]
+        return int((self.gram.diagonal() > 0).sum())
 
     @property
-    def n_params(self) -> int:
-        """The number of parameters in the block, d_b."""
-        return sum(self.parameters.values())
+    def parameters(self) -> dict[str, int]:
+        """Names of the block's parameters and their numbers of elements here, in order."""
+        return {name: part.shape[1] for name, part in self.parts.items()}
 
-    def pieces(self) -> Iterable[tuple[str, Tensor]]:
-        """Each parameter's name and its (r, numel) part of the basis, without a copy."""
-        return zip(self.parameters, self.basis.split(list(self.parameters.values()), dim=1), strict=True)
+    @property
+    def basis(self) -> Tensor:
+        """(r, d_b) rows over all parameters in order; a copy, to look at."""
+        return torch.cat(list(self.parts.values()), dim=1)[: self.rank]
 
 
 @dataclass(frozen=True)
@@ -75,6 +93,23 @@ class Energy:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What one pass over a vector tells; all that a projection has to know of it. Float64, on the CPU.
+
+    Attributes:
+        dots: U x of each block, with the basis rows as they are stored; (n_blocks, R).
+        total: ‖x‖² of each block; (n_blocks,).
+        grams: U D Uᵀ in the metric that was asked for, or U Uᵀ; (n_blocks, R, R).
+        energy: ‖Uᵀx‖² and ‖x‖².
+    """
+
+    dots: Tensor
+    total: Tensor
+    grams: Tensor
+    energy: Energy
+
+
+@dataclass(frozen=True)
 class Subspace:
     """The span of reference gradients in every block of the trained parameters.
 
@@ -82,70 +117,164 @@ class Subspace:
         scope: What a block is: each parameter ``"tensor"`` (the official OGPSA code), each transformer ``"layer"``
             (what lies outside the layers stays a block per parameter), or all together, ``"global"`` (the paper's
             theory).
-        blocks: By block name.
+        layout: Where the parameters lie in `store`.
+        store: The basis rows.
+        grams: U Uᵀ of every block's rows as they are stored; (n_blocks, R, R) in float64 on the CPU, as are the next.
+        generators: As in `Block`; (n_blocks, R, n_domains).
+        singular_values: As in `Block`; (n_blocks, m).
+        sizes: The number of parameters in every block, over all shards; (n_blocks,).
+        domains: Of the generators.
         provenance: Where it came from, for the file.
+        reduce: Sums a tensor over the processes that share the parameters' shards; None where nothing is sharded.
     """
 
     scope: Scope
-    blocks: Mapping[str, Block]
+    layout: Layout
+    store: Store
+    grams: Tensor
+    generators: Tensor
+    singular_values: Tensor
+    sizes: Tensor
+    domains: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    reduce: Reduce | None = None
 
     @classmethod
-    def fit(cls, gradients: ReferenceGradients, rank: int | None = None, scope: Scope = "tensor") -> "Subspace":
+    def fit(
+        cls,
+        gradients: ReferenceGradients,
+        rank: Rank = None,
+        scope: Scope = "tensor",
+        *,
+        scale: bool = True,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        inplace: bool = False,
+        reduce: Reduce | None = None,
+    ) -> "Subspace":
         """The subspace that protects what the gradients stand for.
 
         With ``rank=None`` every gradient is kept unless it is redundant, by Gram–Schmidt (OGPSA, 2602.07892: one mean
-        gradient per domain). With a number, the first `rank` left singular vectors of G = [g₁ … g_m] are taken, each
-        gᵢ scaled to unit length first, so that no domain counts more because its loss is larger; they come from the
-        m × m Gram matrix, and G is never densified beyond its m columns.
+        gradient per domain). Otherwise leading left singular vectors of G = [g₁ … g_m] are taken, each gᵢ scaled to
+        unit length first, so that no domain counts more because its loss is larger. Everything is decided on the
+        m × m Gram matrices; G is never densified beyond its m columns.
 
         Args:
             gradients: m gradients.
-            rank: Directions per block; a block smaller than that is spanned whole. 0 gives empty bases.
+            rank: Directions per block (a block smaller than that is spanned whole; 0 gives empty bases); or the share
+                of energy in (0, 1) that they hold at least; or ``"floor"``, those above what random gradients show.
             scope: What a block is.
+            scale: Whether each gradient is scaled to unit length; not if their lengths mean something, as in
+                `FrequentDirections`.
+            dtype: Of the stored basis; None keeps that of the gradients. Dots are taken in float32 at least.
+            device: Where the basis lies; None keeps that of the gradients.
+            inplace: Whether the basis may overwrite the gradients, which then saves a copy.
+            reduce: As in the attribute.
 
         Raises:
-            ValueError: `rank` exceeds the number of gradients, or is negative, or `scope` is unknown.
+            ValueError: `rank` is out of range, `scope` is unknown, or a gradient holds NaN or infinity.
         """
         if scope not in get_args(Scope):
             raise ValueError(f"scope must be one of {get_args(Scope)}, got {scope!r}.")
-        m = len(gradients)
-        if rank is not None and not 0 <= rank <= m:
-            raise ValueError(
-                f"rank must lie between 0 and the number of reference gradients, {m}, got {rank}. Give more domains or "
-                "more gradients per domain, or lower the rank."
-            )
-        blocks = {
-            name: _fit_block({n: gradients.tensors[n] for n in names}, rank)
-            for name, names in group_parameters(gradients.tensors, scope).items()
-        }
-        return cls(scope, blocks, {"domains": list(gradients.domains), "rank": rank})
+        check_rank(rank, len(gradients))
+        layout = Layout(gradients.tensors, group_parameters(gradients.tensors, scope))
+        store = layout.store(gradients.tensors)
+        local = [sum(layout.sizes[name] for name in names) for names in layout.groups.values()]
+        sizes = reduced(torch.tensor(local, dtype=torch.float64), reduce)
+        grams = reduced(layout.grams(store), reduce)
+        if broken := [n for n, good in zip(layout.groups, grams.isfinite().flatten(1).all(1), strict=True) if not good]:
+            raise ValueError(f"The reference gradients of {', '.join(broken[:3])} hold NaN or infinity, or overflow.")
+        matrices = combinations(grams, sizes, rank, scale)
+        store, stored, matrices = orthonormalise(layout, store, matrices, dtype, device, inplace, reduce)
+        domains = tuple(dict.fromkeys(gradients.domains))
+        means = torch.tensor([[d == domain for domain in domains] for d in gradients.domains]).double()
+        generators = inverse(stored) @ matrices @ grams @ (means / means.sum(0))
+        provenance = {"domains": list(gradients.domains), "rank": rank}
+        sigma = singular_values(grams)
+        return cls(scope, layout, store, stored, generators, sigma, sizes, domains, provenance, reduce)
 
-    @property
+    # --- size -----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def blocks(self) -> dict[str, Block]:
+        """The basis of every block, by its name."""
+        return {
+            block: Block(
+                {name: self.layout.part(self.store, name) for name in names},
+                self.grams[i],
+                self.generators[i],
+                self.singular_values[i],
+                int(self.sizes[i]),
+            )
+            for i, (block, names) in enumerate(self.layout.groups.items())
+        }
+
+    @cached_property
     def rank(self) -> int:
         """The number of directions over all blocks."""
-        return sum(block.rank for block in self.blocks.values())
+        return int((self.grams.diagonal(dim1=1, dim2=2) > 0).sum())
 
-    @property
+    @cached_property
     def n_params(self) -> int:
         """The number of parameters over all blocks, d."""
-        return sum(block.n_params for block in self.blocks.values())
+        return int(self.sizes.sum())
 
     @property
     def random_floor(self) -> float:
         """The leakage √(r/d) that a random direction of parameter space is expected to have, all blocks together."""
         return math.sqrt(self.rank / self.n_params)
 
-    def energy(self, vectors: Mapping[str, Tensor]) -> Energy:
+    # --- looking --------------------------------------------------------------------------------------------------
+
+    def read(self, *vectors: Mapping[str, Vector], metric: Metric | None = None) -> tuple[Reading, ...]:
+        """One pass over each vector, and one sum over processes for all of them together.
+
+        Args:
+            vectors: Each by parameter name, in the parameters' shapes.
+            metric: The diagonal of D, in which the readings' `grams` are taken; None is Euclidean.
+        """
+        sums = [self.layout.dots(self.store, vector) for vector in vectors]
+        if metric:
+            sums.append(self.layout.weighted_grams(self.store, metric).flatten(1))
+        tables = list(reduced(torch.cat(sums, dim=1), self.reduce).split([s.shape[1] for s in sums], dim=1))
+        grams = tables.pop().reshape(self.grams.shape) if metric else self.grams
+        return tuple(self._reading(table[:, :-1], table[:, -1], grams) for table in tables)
+
+    def energy(self, vectors: Mapping[str, Vector]) -> Energy:
         """The squared length of a vector inside the subspace and in all, block by block.
 
         Args:
             vectors: By parameter name, in the parameters' shapes.
         """
-        return self._visit(vectors, lambda piece, coefficients, basis: None)
+        return self.read(vectors)[0].energy
+
+    def coefficients(self, vectors: Mapping[str, Vector]) -> dict[str, Tensor]:
+        """Uᵀx of every block; each (r,), in float64."""
+        dots = self.read(vectors)[0].dots
+        return {name: row[: block.rank] for (name, block), row in zip(self.blocks.items(), dots, strict=True)}
+
+    def conflicts(self, reading: Reading, direction: Literal[-1, 1]) -> Tensor:
+        """Which domains' losses rise to first order, block by block; (n_blocks, n_domains), boolean.
+
+        Args:
+            reading: Of a step, or of a gradient.
+            direction: 1 if the vector is a step; -1 if it is a gradient, against which the step will go.
+        """
+        return direction * self._slopes(reading) > 0
+
+    def principal_angles(self, other: "Subspace") -> dict[str, Tensor]:
+        """Cosines of the principal angles between two subspaces, block by block, in descending order.
+
+        cos θᵢ = σᵢ(UᵀV) (Björck & Golub 1973); (min(r, s),) each, in float64.
+        """
+        if {k: b.parameters for k, b in self.blocks.items()} != {k: b.parameters for k, b in other.blocks.items()}:
+            raise ValueError("Both subspaces must have the same blocks of the same parameters: fit them in one scope.")
+        return {name: _cosines(block, other.blocks[name], self.reduce) for name, block in self.blocks.items()}
+
+    # --- keeping out ----------------------------------------------------------------------------------------------
 
     def project_out_(self, vectors: Mapping[str, Tensor]) -> Energy:
-        """Remove the part inside the subspace, x ← x − U Uᵀ x, in place.
+        """Remove the part inside the subspace, x ← x − U Uᵀx, in place.
 
         Args:
             vectors: By parameter name, in the parameters' shapes.
@@ -153,33 +282,59 @@ class Subspace:
         Returns:
             The energies before the removal.
         """
-        return self._visit(vectors, lambda piece, coefficients, basis: piece.sub_(_like(coefficients @ basis, piece)))
+        (reading,) = self.read(vectors)
+        self.subtract_(vectors, self.removal(reading))
+        return reading.energy
 
     def project_onto(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The part inside the subspace, U Uᵀ x, by parameter name."""
-        return {
-            name: _like(coefficients @ basis, vectors[name])
-            for block, coefficients in zip(self.blocks.values(), self.coefficients(vectors).values(), strict=True)
-            for name, basis in block.pieces()
-        }
+        """The part inside the subspace, U Uᵀx, by parameter name."""
+        inside = {name: torch.zeros_like(vectors[name]) for name in self.layout.sizes}
+        self.subtract_(inside, -self.removal(self.read(vectors)[0]))
+        return inside
 
-    def coefficients(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Uᵀx of every block; each (r,)."""
-        return {name: _coefficients(block, vectors) for name, block in self.blocks.items()}
+    def removal(self, reading: Reading, when: When = "always", direction: Literal[-1, 1] = 1) -> Tensor:
+        """The weights y of the basis rows with x − D Uᵀy the nearest vector that keeps the constraint, in its metric.
 
-    def principal_angles(self, other: "Subspace") -> dict[str, Tensor]:
-        """Cosines of the principal angles between two subspaces, block by block, in descending order.
+        - ``"always"``, Uᵀx = 0: y = (U D Uᵀ)⁻¹ U x.
+        - ``"conflict"``, no domain's loss rises to first order: A-GEM (1812.00420) for one domain, the quadratic
+          program of GEM (1706.08840) for several. Rᵀx ≤ 0 for a step x; for a gradient, which is walked downhill,
+          Rᵀx ≥ 0.
 
-        cos θᵢ = σᵢ(UᵀV) (Björck & Golub 1973); (min(r, s),) each.
+        Args:
+            reading: Of x.
+            when: The constraint.
+            direction: 1 if x is a step, -1 if it is a gradient.
+
+        Returns:
+            (n_blocks, R).
         """
-        if {k: dict(b.parameters) for k, b in self.blocks.items()} != {
-            k: dict(b.parameters) for k, b in other.blocks.items()
-        }:
-            raise ValueError("Both subspaces must have the same blocks of the same parameters: fit them in one scope.")
-        return {
-            name: torch.linalg.svdvals(block.basis @ other.blocks[name].basis.T).clamp(0, 1)
-            for name, block in self.blocks.items()
-        }
+        if when == "always":
+            return (inverse(reading.grams) @ reading.dots[..., None]).squeeze(2)
+        slopes = direction * self._slopes(reading)
+        grams = self.generators.mT @ reading.grams @ self.generators
+        return direction * (self.generators @ nonnegative_qp(grams, slopes)[..., None]).squeeze(2)
+
+    def subtract_(self, vectors: Mapping[str, Tensor], weights: Tensor, metric: Metric | None = None) -> None:
+        """x ← x − D Uᵀy in place.
+
+        Args:
+            vectors: By parameter name, in the parameters' shapes.
+            weights: y of every block; (n_blocks, R).
+            metric: As in `read`.
+        """
+        if self.rank and weights.any():  # what touches nothing trains bit for bit like no projection
+            self.layout.subtract_(vectors, self.store, weights, metric)
+
+    def mixture(self, weights: Tensor) -> Tensor:
+        """Basis weights of Σ_k w_k R_k, a sum over the domains' mean gradients; (n_domains,) → (n_blocks, R)."""
+        return self.generators @ weights.double()
+
+    # --- keeping --------------------------------------------------------------------------------------------------
+
+    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "Subspace":
+        """The same directions stored in another type or place; a type of fewer bits tilts them by its rounding."""
+        store = [rows.to(device or rows.device, dtype or rows.dtype) for rows in self.store]
+        return replace(self, store=store, grams=reduced(self.layout.grams(store), self.reduce))
 
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file, whole or not at all; shapes, scope and provenance go into its header."""
@@ -187,42 +342,50 @@ class Subspace:
 
         path = Path(path)
         partial = path.with_name(path.name + ".partial")
-        tensors = {f"{name}/basis": block.basis.contiguous() for name, block in self.blocks.items()}
-        tensors |= {f"{name}/singular_values": block.singular_values for name, block in self.blocks.items()}
-        blocks = {name: dict(block.parameters) for name, block in self.blocks.items()}
-        header = {"scope": self.scope, "blocks": blocks, "provenance": dict(self.provenance)}
+        tensors = {f"basis/{name}": self.layout.part(self.store, name).contiguous() for name in self.layout.sizes}
+        tensors |= {name: getattr(self, name).contiguous() for name in _SMALL}
+        header = {
+            "scope": self.scope,
+            "blocks": self.layout.groups,
+            "domains": self.domains,
+            "provenance": dict(self.provenance),
+        }
         save_file(tensors, partial, metadata={"subspace": json.dumps(header)})
         os.replace(partial, path)
         return path
 
     @classmethod
-    def load(cls, path: str | Path) -> "Subspace":
-        """Read what `save` wrote."""
+    def load(cls, path: str | Path, device: str = "cpu", reduce: Reduce | None = None) -> "Subspace":
+        """Read what `save` wrote. On the CPU large tensors stay in the file, mapped into memory, till they are used."""
         from safetensors import safe_open
 
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="pt", device=device) as file:
             metadata = file.metadata() or {}
             if "subspace" not in metadata:
                 raise ValueError(f"{path} is a safetensors file without a subspace; pass one that Subspace.save wrote.")
             header = json.loads(metadata["subspace"])
-            blocks = {
-                name: Block(parameters, file.get_tensor(f"{name}/basis"), file.get_tensor(f"{name}/singular_values"))
-                for name, parameters in header["blocks"].items()
-            }
-        return cls(header["scope"], blocks, header["provenance"])
+            rows = {n: file.get_tensor(f"basis/{n}") for names in header["blocks"].values() for n in names}
+            small = {name: file.get_tensor(name).cpu() for name in _SMALL}
+        layout = Layout(rows, header["blocks"])
+        own = {"domains": tuple(header["domains"]), "provenance": header["provenance"], "reduce": reduce}
+        return cls(header["scope"], layout, layout.store(rows), **small, **own)
 
-    def _visit(self, vectors: Mapping[str, Tensor], act: Any) -> Energy:
-        inside, total = [], []
-        for block in self.blocks.values():
-            coefficients = _coefficients(block, vectors)
-            inside.append(coefficients.square().sum())
-            total.append(
-                torch.stack([vectors[name].to(wide(vectors[name])).square().sum() for name in block.parameters]).sum()
-            )
-            if block.rank:  # an empty basis touches nothing, so that rank 0 trains bit for bit like no projection
-                for name, basis in block.pieces():
-                    act(vectors[name], coefficients, basis)
-        return Energy(torch.stack(inside), torch.stack(total))
+    # --- parts ----------------------------------------------------------------------------------------------------
+
+    def _reading(self, dots: Tensor, total: Tensor, grams: Tensor) -> Reading:
+        inside = torch.einsum("bi,bij,bj->b", dots, self._inverse_grams, dots)
+        return Reading(dots, total, grams, Energy(inside, total))
+
+    def _slopes(self, reading: Reading) -> Tensor:
+        """Rᵀx of every domain's mean gradient; (n_blocks, n_domains)."""
+        return (self.generators.mT @ reading.dots[..., None]).squeeze(2)
+
+    @cached_property
+    def _inverse_grams(self) -> Tensor:
+        return inverse(self.grams)
+
+
+_SMALL = ("grams", "generators", "singular_values", "sizes")
 
 
 def group_parameters(names: Iterable[str], scope: Scope) -> dict[str, list[str]]:
@@ -235,59 +398,13 @@ def group_parameters(names: Iterable[str], scope: Scope) -> dict[str, list[str]]
     return groups
 
 
-def effective_rank(singular_values: Tensor) -> float:
-    """exp of the entropy of σᵢ/Σσ (Roy & Vetterli 2007): how many directions carry the spectrum."""
-    p = singular_values.double() / singular_values.double().sum()
-    p = p[p > 0]
-    return math.exp(-(p * p.log()).sum().item())
+def _cosines(one: Block, other: Block, reduce: Reduce | None) -> Tensor:
+    cross = torch.stack([cross_gram(part, other.parts[name]) for name, part in one.parts.items()]).sum(0)
+    cross = (reduce(cross) if reduce else cross).cpu()[: one.rank, : other.rank]
+    return torch.linalg.svdvals(_whitener(one) @ cross @ _whitener(other).T).clamp(0, 1)
 
 
-def _fit_block(gradients: Mapping[str, Tensor], rank: int | None) -> Block:
-    matrix = torch.cat([g.flatten(1) for g in gradients.values()], dim=1)
-    if not torch.isfinite(matrix).all():
-        raise ValueError(f"The reference gradients of {next(iter(gradients))} hold NaN or infinity.")
-    lengths = _length(matrix, dim=1, keepdim=True)
-    matrix = (matrix / lengths.where(lengths > 0, 1.0))[lengths.squeeze(1) > 0]  # a zero gradient says nothing
-    eigenvalues, vectors = torch.linalg.eigh((matrix @ matrix.T).double())
-    sigma = eigenvalues.clamp(min=0).sqrt().flip(0)
-    if rank is None:
-        directions = matrix
-    else:
-        kept = int((sigma[:rank] > REDUNDANT * sigma[:1]).sum()) if len(sigma) else 0
-        directions = vectors.flip(1)[:, :kept].T.to(matrix.dtype) @ matrix
-        # In fp32 the Gram matrix itself is noise below √ε; the lengths tell what is left of such a direction.
-        directions = (
-            directions[_length(directions, dim=1) > REDUNDANT * sigma[:1].to(matrix.dtype)] if kept else directions
-        )
-    sizes = {name: g[0].numel() for name, g in gradients.items()}
-    return Block(sizes, _orthonormal(directions), sigma.to(matrix.dtype))
-
-
-def _orthonormal(rows: Tensor) -> Tensor:
-    """Modified Gram–Schmidt with a second pass, which brings orthogonality to machine precision; redundant rows go."""
-    basis = rows.new_empty(0, rows.shape[1])
-    for row in rows:
-        rest = row / _length(row)
-        for _ in range(2):
-            rest = rest - (basis @ rest) @ basis
-        if _length(rest) > REDUNDANT and len(basis) < rows.shape[1]:
-            rest = rest / _length(rest)
-            rest = rest - (basis @ rest) @ basis
-            basis = torch.cat([basis, (rest / _length(rest))[None]])
-    return basis
-
-
-def _length(tensor: Tensor, **options: Any) -> Tensor:
-    """‖x‖ summed in float64: torch's norm of 10⁵ fp32 numbers is off by 10⁻⁵ on a CPU, and so would the basis be."""
-    return torch.linalg.vector_norm(tensor, dtype=torch.float64, **options).to(tensor.dtype)
-
-
-def _coefficients(block: Block, vectors: Mapping[str, Tensor]) -> Tensor:
-    total = block.basis.new_zeros(block.rank)
-    for name, basis in block.pieces():
-        total = total + basis @ vectors[name].reshape(-1).to(basis.dtype)
-    return total
-
-
-def _like(flat: Tensor, tensor: Tensor) -> Tensor:
-    return flat.view(tensor.shape).to(tensor.dtype)
+def _whitener(block: Block) -> Tensor:
+    """W with W U orthonormal to float64, which the stored rows U are only up to their rounding."""
+    gram = block.gram[: block.rank, : block.rank]
+    return torch.linalg.inv(torch.linalg.cholesky(gram)) if block.rank else gram

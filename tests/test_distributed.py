@@ -1,0 +1,153 @@
+"""Two processes train like one: data-parallel (DDP) and sharded (FSDP2), over gloo on the CPU."""
+
+import json
+import os
+import subprocess
+import sys
+
+import distributed
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from workbench.models import MICRO
+
+# Adam hides a gradient that is off by a factor, and so does clipping; plain SGD shows both. With its usual ε Adam takes
+# whole steps along gradients that are mere rounding: up to 7e-6 of difference after four steps of plain training.
+SGD = {"optim": "sgd", "learning_rate": 1e-2, "max_grad_norm": 0.0}
+ADAMW = {"optim": "adamw_torch", "learning_rate": 2e-3, "adam_epsilon": 1e-5}
+
+PLAIN = {
+    "sft, sgd": {"trainer": "sft", "arguments": SGD},
+    "sft, adamw": {"trainer": "sft", "arguments": ADAMW},
+    "dpo, sgd": {"trainer": "dpo", "arguments": SGD},
+    "dpo, adamw": {"trainer": "dpo", "arguments": {**ADAMW, "learning_rate": 5e-4}},
+    "trainer, adamw, accumulated": {"trainer": "trainer", "arguments": {**ADAMW, "gradient_accumulation_steps": 2}},
+}
+# 14 reference rows, 3 or 4 of a domain, do not part evenly among ranks.
+PROJECTED = {
+    "update, tensor": PLAIN["sft, adamw"] | {"projection": {"side": "update", "refresh": 2, "n_samples": 14}},
+    "update, global": PLAIN["dpo, adamw"] | {"projection": {"side": "update", "scope": "global", "refresh": 2}},
+    "update, accumulated": PLAIN["trainer, adamw, accumulated"] | {"projection": {"side": "update", "refresh": 2}},
+    "gradient, tensor": PLAIN["sft, sgd"] | {"projection": {"side": "gradient", "refresh": 2, "n_samples": 14}},
+    "gradient, global": PLAIN["dpo, sgd"] | {"projection": {"side": "gradient", "scope": "global", "refresh": 2}},
+    "gradient, rank 6": PLAIN["sft, sgd"] | {"projection": {"side": "gradient", "rank": 6, "refresh": 2}},
+    "none": PLAIN["sft, adamw"] | {"projection": {"side": "none", "refresh": 2}},
+}
+WRAPPERS = {"ddp": "DistributedDataParallel", "fsdp2": "FSDPLlamaForCausalLM"}
+# transformers shards onto the device that torch was built for, whatever `use_cpu` says.
+PARALLEL = ["ddp", "fsdp2"] if torch.accelerator.current_accelerator() is None else ["ddp"]
+
+pytestmark = pytest.mark.skipif(
+    not (torch.distributed.is_available() and torch.distributed.is_gloo_available()), reason="needs torch with gloo"
+)
+# The one switch: whether the callback takes several processes. Until then the tests that wear the mark do not run.
+SUPPORTED = True
+projects = pytest.mark.xfail(not SUPPORTED, run=False, reason="GradientProjection refuses several processes")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Every case in one process and in two, of either kind, by one launch: (parallel, case) → result and weights."""
+    root = tmp_path_factory.mktemp("distributed")
+    cases = PLAIN | (PROJECTED if SUPPORTED else {})
+
+    def of(*parallels):
+        return [
+            {**case, "parallel": parallel, "out": str(root / parallel / name)}
+            for name, case in cases.items()
+            for parallel in parallels
+        ]
+
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launch += [distributed.__file__, json.dumps(of(*PARALLEL))]
+    log = root / "log"
+    with log.open("w") as file:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        processes = subprocess.Popen(launch, stdout=file, stderr=subprocess.STDOUT, env=environment)
+        try:
+            distributed.main(of("none"))
+            processes.wait(timeout=180)
+        finally:
+            processes.terminate()  # torchrun ends its workers then
+            processes.wait()
+
+    def read(parallel, name):
+        if parallel != "none" and parallel not in PARALLEL:
+            pytest.skip("transformers shards on the CPU only with a torch built for the CPU alone")
+        folder = root / parallel / name
+        if not (folder / "result.json").is_file():
+            pytest.fail("\n".join(line for line in log.read_text().splitlines() if line.startswith("[rank")))
+        return json.loads((folder / "result.json").read_text()), load_file(folder / "weights.safetensors")
+
+    return read
+
+
+def distance(a, b):
+    """The largest difference between any two weights."""
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+def assert_parity(trained, parallel, name):
+    one, two = trained("none", name), trained(parallel, name)
+    base = load_file(MICRO / "model.safetensors")
+    assert distance(one[1], {name: base[name] for name in one[1]}) > 1e-3
+    assert (one[0]["n_processes"], two[0]["n_processes"]) == (1, 2)
+    assert two[0]["wrapped_in"] == WRAPPERS[parallel]
+    assert distance(one[1], two[1]) < 1e-6
+    assert two[0]["losses"] == pytest.approx(one[0]["losses"], rel=1e-4)
+    assert len(two[0]["checksums"]) == 2 and len(set(two[0]["checksums"])) == 1, "the ranks have drifted apart"
+
+
+@pytest.mark.parametrize("parallel", WRAPPERS)
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_training_in_two_processes_is_that_in_one(trained, parallel, name):
+    assert_parity(trained, parallel, name)
+
+
+@pytest.mark.parametrize("parallel", WRAPPERS)
+def test_the_counter_of_collectives_sees_both_interfaces(trained, parallel):
+    seen, _ = trained(parallel, "sft, sgd")
+    shards = {"all_gather_into_tensor": 20} if parallel == "fsdp2" else {}  # the functional one, a parameter each
+    assert seen["gathering"] == {"allgather_": 2, **shards}  # of an object: its size, then its bytes
+    assert trained("none", "sft, sgd")[0]["gathering"] == {}
+
+
+# --- with projection -------------------------------------------------------------------------------------------------
+
+
+@projects
+@pytest.mark.parametrize("parallel", WRAPPERS)
+@pytest.mark.parametrize("name", PROJECTED)
+def test_projected_training_in_two_processes_is_that_in_one(trained, parallel, name):
+    assert_parity(trained, parallel, name)
+    one, two = trained("none", name)[0]["history"], trained(parallel, name)[0]["history"]
+    assert [row["step"] for row in two] == [row["step"] for row in one] == [1, 2, 3, 4]
+    for measure in ("random_floor", "removed_energy", "gradient_energy"):
+        assert [row[measure] for row in two] == pytest.approx([row[measure] for row in one], rel=1e-3)
+
+
+@projects
+@pytest.mark.parametrize("parallel", WRAPPERS)
+@pytest.mark.parametrize("name", [name for name in PROJECTED if name.startswith("update")])
+def test_on_the_update_side_nothing_leaks_in_two_processes(trained, parallel, name):
+    assert max(row["leakage"] for row in trained(parallel, name)[0]["history"]) < 1e-6
+
+
+@projects
+@pytest.mark.parametrize("parallel", WRAPPERS)
+def test_measuring_alone_trains_bit_for_bit_like_no_callback_in_two_processes(trained, parallel):
+    plain, measured = trained(parallel, "sft, adamw"), trained(parallel, "none")
+    assert measured[0]["checksums"] == plain[0]["checksums"]
+
+
+@projects
+@pytest.mark.parametrize("parallel", WRAPPERS)
+@pytest.mark.parametrize("name", PROJECTED)
+def test_between_refreshes_ranks_wait_for_each_other_at_most_twice_a_step(trained, parallel, name):
+    """Whole gradients lie on each rank of DDP, so none is needed; shards need their dot products summed."""
+    allowed = {"ddp": 0, "fsdp2": 2}[parallel]
+    for rank in trained(parallel, name)[0]["collectives"]:
+        between = [sum(step.values()) for step in rank[1::2]]  # refreshed at the first step and every second after
+        assert len(between) == 2 and max(between) <= allowed
