@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_geometry import SCOPES, SHAPES, random_gradients, random_vectors
 
-from workbench.geometry.gradients import ReferenceGradients, gradient
+from workbench.geometry.gradients import ReferenceGradients, gradient, reference_gradients
 from workbench.geometry.kernels import Difference, gram
 from workbench.geometry.spectrum import drift, overlap, participation_ratio
 from workbench.geometry.subspace import Subspace
@@ -203,3 +203,22 @@ def test_reference_gradients_keep_checkpointing_on_and_stay_the_same(micro, reen
     for name, g in expected.items():
         torch.testing.assert_close(found[name], g, rtol=1e-6, atol=1e-9)
     assert model.training and all(m.training for m in model.modules())
+
+
+def test_a_scaled_loss_gives_the_same_gradient_and_saves_float16_from_underflow(micro):
+    model, _ = micro
+    ids = torch.randint(5, model.config.vocab_size, (3, 8), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+
+    def tiny_loss(model, batch):
+        return 1e-6 * model(**batch).loss
+
+    def found(loss_scale, dtype):
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+            tensors = reference_gradients(model, {"d": [batch]}, loss=tiny_loss, loss_scale=loss_scale).tensors
+        return torch.cat([rows.flatten() for rows in tensors.values()])
+
+    exact = found(1.0, torch.float32)
+    torch.testing.assert_close(found(2.0**14, torch.float32), exact, rtol=1e-4, atol=1e-14)
+    errors = [((found(scale, torch.float16) - exact).norm() / exact.norm()).item() for scale in (1.0, 2.0**14)]
+    assert errors[0] > 0.1 and errors[1] < 0.02

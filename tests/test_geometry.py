@@ -46,8 +46,10 @@ def test_without_a_rank_every_reference_gradient_is_removed_to_first_order():
         assert abs(dot) < 1e-12
 
 
-def test_the_published_rule_is_the_projection_on_a_qr_basis_of_each_tensor():
-    gradients, vectors = random_gradients(2), random_vectors(8)
+@pytest.mark.parametrize("n_sets", [1, 2])
+def test_the_published_rule_is_the_projection_on_a_qr_basis_of_each_tensor(n_sets):
+    """The official code takes one or two reference sets, each tensor by itself."""
+    gradients, vectors = random_gradients(n_sets), random_vectors(8)
     expected = {}
     for name, g in vectors.items():
         q, _ = torch.linalg.qr(gradients.tensors[name].flatten(1).T)

@@ -248,6 +248,13 @@ def test_on_conflict_no_reference_loss_rises_to_first_order(train, references):
     assert projection.history[0]["leakage"] > 100 * always.history[0]["leakage"]  # what does no harm stays in
 
 
+@pytest.mark.parametrize("place", [{"basis_dtype": "bfloat16"}, {"basis_device": "disk"}], ids=str)
+def test_a_basis_in_16_bits_or_on_disk_holds_the_constraint_as_exactly(train, references, place):
+    projection = wb.GradientProjection(references, refresh=2, n_samples=16, **place)
+    train(projection)
+    assert max(row["leakage"] for row in projection.history) < 1e-6
+
+
 # --- refreshing ------------------------------------------------------------------------------------------------------
 
 
@@ -287,6 +294,21 @@ def test_rolling_renews_one_domain_a_step_and_holds_the_constraint(train, refere
     train(projection, steps=6)
     assert max(row["leakage"] for row in projection.history) < 1e-6
     assert projection.subspace.domains == tuple(references)
+
+
+def test_packed_references_give_the_same_training_and_are_refused_where_they_would_not(train, references, sft):
+    found = []
+    for packing in (False, True):
+        projection = wb.GradientProjection(references, refresh=1, n_samples=32, packing=packing)
+        _, model = train(projection, optim="sgd", learning_rate=0.3)
+        found.append(weights(model))
+    for name, weight in found[0].items():
+        torch.testing.assert_close(found[1][name], weight, rtol=0, atol=1e-6)
+    trainer = sft(wb.GradientProjection(references, packing=True))
+    forward = trainer.model.forward
+    trainer.model.forward = lambda *args, position_ids=None, **kwargs: forward(*args, **kwargs)  # blind to positions
+    with pytest.raises(ValueError, match="packing=True is not exact for LlamaForCausalLM"):
+        trainer.train()
 
 
 # --- reference rows in the training batch ----------------------------------------------------------------------------
@@ -385,6 +407,34 @@ def test_without_a_violation_no_restoring_step_is_taken():
         Restore(-1)
 
 
+# --- the null space of activations -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", ["sft", "dpo"])
+def test_linear_layers_answer_reference_inputs_as_before(train, references, objective, micro):
+    """With all their energy spanned, no layer's answer to an input that the references cause moves."""
+    projection = wb.NullSpaceProjection(references, energy=1.0, n_samples=4)
+    start = weights(micro[0])
+    _, model = train(projection, objective, steps=3)
+    moved = {name: weight - start[name] for name, weight in weights(model).items()}
+    for name, block in projection.subspace.blocks.items():
+        seen = (moved[name] @ block.basis.T).norm() / moved[name].norm().clamp(min=1e-12)
+        assert seen < 1e-4 or moved[name].norm() < 1e-5, name
+    assert moved["model.embed_tokens.weight"].norm() > 0.01  # trains freely
+    assert max(row["leakage"] for row in projection.history) < 1e-4
+
+
+def test_more_energy_leaves_less_to_learn_and_keeps_more(train, references):
+    losses = []
+    for energy in (0.5, 0.999):
+        run, _ = train(wb.NullSpaceProjection(references, energy=energy), steps=20, learning_rate=4e-3)
+        losses.append(run.history.loss.iloc[-1])
+        assert run.record["parameters"]["techniques"]["null_space_projection"]["energy"] == energy
+    assert losses[0] < losses[1]
+    with pytest.raises(ValueError, match=r"energy must lie in \(0, 1\], got 2"):
+        wb.NullSpaceProjection(references, energy=2)
+
+
 # --- logs and checkpoints --------------------------------------------------------------------------------------------
 
 
@@ -419,12 +469,14 @@ def test_measurements_join_the_trainers_metrics_where_reports_see_them(sft, refe
         {"refresh": "rolling", "n_samples": 16, "side": "gradient"},
         {"references_in_batch": (8, 8), "restore": Restore(2.0, 0.02), "side": "gradient"},
         {"refresh": 1, "n_samples": 16, "side": "metric", "restore": 0.3},
+        {"energy": 0.9, "n_samples": 16},
     ],
-    ids=["interval", "drift", "rolling", "riding", "metric"],
+    ids=["interval", "drift", "rolling", "riding", "metric", "null space"],
 )
 def test_a_resumed_training_goes_on_bit_for_bit(sft, references, settings):
     def projection():
-        return wb.GradientProjection(references, **settings)
+        technique = wb.NullSpaceProjection if "energy" in settings else wb.GradientProjection
+        return technique(references, **settings)
 
     options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 5}
     whole = sft(uninterrupted := projection(), output="whole", **options)

@@ -94,9 +94,12 @@ class GradientProjection(TrainerCallback, Technique):
         gradients_per_domain: Gradients taken of each domain, on as many shares of its rows. None takes one, or as many
             as `rank` needs, and 8 for an energy or the floor.
         basis_dtype: Of the stored basis, such as ``"bfloat16"``; None is that of the gradients, float32 or wider.
-        basis_device: Where it lies, such as ``"cpu"``; None is where the gradients are.
+        basis_device: Where it lies, such as ``"cpu"``, or ``"disk"`` for a file mapped into memory; None is where the
+            gradients are.
         n_samples: Reference rows per fit, over all domains together; fresh ones are drawn for each.
         max_length: Tokens at which a reference row is cut.
+        packing: Whether reference rows are laid end to end instead of padded; refused where that is not exact. None
+            packs where attention gains by it (flash attention).
         batch_size: Most rows in one backward: it bounds memory, not what is computed.
         seed: Of the drawn rows; training's own random state is never touched.
 
@@ -123,6 +126,7 @@ class GradientProjection(TrainerCallback, Technique):
         basis_device: str | None = None,
         n_samples: int = 64,
         max_length: int = 1024,
+        packing: bool | None = None,
         batch_size: int = 32,
         seed: int = 0,
     ) -> None:
@@ -156,7 +160,7 @@ class GradientProjection(TrainerCallback, Technique):
         self.target_parameters = [target_parameters] if isinstance(target_parameters, str) else target_parameters
         self.basis_dtype = getattr(torch, basis_dtype) if basis_dtype else None
         self.basis_device, self.max_length, self.batch_size, self.seed = basis_device, max_length, batch_size, seed
-        self.n_samples = n_samples
+        self.n_samples, self.packing = n_samples, packing
         n_rows = references_in_batch[1] if references_in_batch else n_samples
         self.n_rows = {d: min(n, sizes[d]) for d, n in share_out(n_rows, list(sizes)).items()}
         self.n_gradients = gradients_per_domain or _gradients_needed(rank, len(sizes))
@@ -184,6 +188,7 @@ class GradientProjection(TrainerCallback, Technique):
             "gradients_per_domain": self.n_gradients,
             "basis_dtype": str(self.basis_dtype).removeprefix("torch.") if self.basis_dtype else None,
             "n_samples": self.n_samples,
+            "packing": self.packing,
             "max_length": self.max_length,
             "batch_size": self.batch_size,
             "domains": list(self.references),
@@ -236,12 +241,16 @@ class GradientProjection(TrainerCallback, Technique):
         rows = ReferenceRows(self.references, tokenizer, self.max_length, self.seed)
         if self._rows is not None and state.global_step == 0:
             rows.base = self._rows.base  # a second stage is held to the losses before the first
+        rows.pack_if(self.packing, model)
         self._rows = rows
         self._steps_before = int(self.history[-1]["step"]) if self.history and state.global_step == 0 else 0
         self._refresh = self._build_refresh(args, model, kwargs.get("optimizer"))
         self._restoring = Restoring(self.restore, self._reduce)
         if state.global_step:
-            folder, place = checkpoint_folder(args, state), self.basis_device or model.device
+            folder, place = (
+                checkpoint_folder(args, state),
+                model.device if self.basis_device in (None, "disk") else self.basis_device,
+            )
             self._resume(*load_state(folder, place, self._refresh.basis_class))
         elif self.restore.strength and not rows.has_base:
             rows.measure_base(model, self.batch_size)
@@ -346,7 +355,9 @@ class GradientProjection(TrainerCallback, Technique):
         return chosen
 
     def _build_refresh(self, args: Any, model: torch.nn.Module, optimizer: Any) -> Refresh:
-        place: Any = {"dtype": self.basis_dtype, "device": self.basis_device, "reduce": self._reduce}
+        on_disk = self.basis_device == "disk"
+        place: Any = {"dtype": self.basis_dtype, "device": None if on_disk else self.basis_device}
+        fit: Any = partial(Subspace.fit, rank=self.rank, scope=self.scope, reduce=self._reduce, **place)
         scaler = getattr(optimizer, "scaler", None)
         build: Any
         if self.references_in_batch and not why_not_in_batch(args, model, self._parameters, self.references_in_batch):
@@ -361,7 +372,7 @@ class GradientProjection(TrainerCallback, Technique):
             model,
             self._parameters,
             self._rows,
-            partial(Subspace.fit, rank=self.rank, scope=self.scope, **place),
+            (lambda gradients, inplace: fit(gradients).on_disk()) if on_disk else fit,
             self.n_rows,
             self.n_gradients,
             self.batch_size,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from workbench.corpora.encoding import IGNORED, encode, pad_batch
-from workbench.geometry.gradients import Batch, undisturbed
+from workbench.corpora.encoding import IGNORED, encode, pack_batch, pad_batch
+from workbench.geometry.gradients import Batch, model_loss, undisturbed
 from workbench.geometry.sharding import world
 
 if TYPE_CHECKING:
@@ -35,7 +35,24 @@ class ReferenceRows:
         self.rows = {domain: encode(rows, tokenizer, max_length) for domain, rows in references.items()}
         self.rng = random.Random(seed)
         self._pad_token_id = tokenizer.pad_token_id
-        self.base: dict[str, Tensor] = {}  # domain → each row's loss and number of answer tokens before alignment
+        self.packing = False
+        # Domain → each row's loss and number of answer tokens before alignment.
+        self.base: dict[str, Tensor] = {}
+
+    def pack_if(self, wanted: bool | None, model: torch.nn.Module) -> None:
+        """Pack rows from now on: if wanted, or, for None, if the model's attention gains by it.
+
+        Raises:
+            ValueError: It is wanted, but the model's loss on packed rows is not that on padded ones.
+        """
+        if wanted is None:
+            wanted = "flash" in str(getattr(model.config, "_attn_implementation", ""))
+        if wanted and not self._packs_exactly(model):
+            raise ValueError(
+                f"packing=True is not exact for {type(model).__name__}: its loss on packed rows differs from that on "
+                "padded ones, as it does not tell rows apart by position_ids. Leave packing out."
+            )
+        self.packing = wanted
 
     def draw(self, n_rows: Mapping[str, int], n_gradients: int = 1) -> Draw:
         """Rows without repetition, the domain's dealt out over its gradients."""
@@ -47,8 +64,9 @@ class ReferenceRows:
     ) -> dict[str, list[list[tuple[dict[str, Tensor], float]]]]:
         """This process's batches of each gradient, each with its share of all the gradient's labels.
 
-        Rows of like length come together, so that little is padded. Every process gets as many batches as any other,
-        as sharded models wait for each other; one with fewer rows repeats a row with no weight.
+        Rows of like length come together, so that little is padded, or are packed end to end. Every process gets as
+        many batches as any other, as sharded models wait for each other; one with fewer rows repeats a row with no
+        weight.
         """
         return {
             domain: [self._parts(domain, chosen, batch_size, device) for chosen in gradients]
@@ -105,6 +123,15 @@ class ReferenceRows:
 
     # --- parts --------------------------------------------------------------------------------------------------------
 
+    @torch.no_grad()
+    def _packs_exactly(self, model: torch.nn.Module) -> bool:
+        device, tolerance = next(model.parameters()).device, 1e-4 if model.dtype == torch.float32 else 1e-2
+        rows = [row for rows in self.rows.values() for row in rows[:2]]
+        with undisturbed(model):
+            padded = model_loss(model, pad_batch(rows, self._pad_token_id, device)).item()
+            packed = model_loss(model, pack_batch(rows, device)).item()
+        return math.isclose(padded, packed, rel_tol=tolerance, abs_tol=tolerance)
+
     def _parts(
         self, domain: str, chosen: list[int], batch_size: int, device: torch.device
     ) -> list[tuple[dict[str, Tensor], float]]:
@@ -118,8 +145,13 @@ class ReferenceRows:
         for start in range(0, n_batches * batch_size, batch_size):
             part = mine[start : start + batch_size]
             share = sum(_n_labels(rows[i]) for i in part) / total
-            parts.append((self._pad(domain, part or ordered[:1], device), share))
+            parts.append((self._batch(domain, part or ordered[:1], device), share))
         return parts
+
+    def _batch(self, domain: str, chosen: Sequence[int], device: torch.device) -> dict[str, Tensor]:
+        if self.packing:
+            return pack_batch([self.rows[domain][i] for i in chosen], device)
+        return self._pad(domain, chosen, device)
 
     def _pad(self, domain: str, chosen: Sequence[int], device: torch.device) -> dict[str, Tensor]:
         return pad_batch([self.rows[domain][i] for i in chosen], self._pad_token_id, device)

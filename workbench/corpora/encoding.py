@@ -62,6 +62,19 @@ def pad_batch(
     }
 
 
+def pack_batch(rows: Sequence[Mapping[str, list[int]]], device: Any = None) -> dict[str, torch.Tensor]:
+    """Rows of `encode` end to end as one, without padding: ``input_ids``, ``position_ids`` and ``labels``, each (1, n).
+
+    Positions start anew with every row, by which attention tells rows apart in models that support it; a row's first
+    token is no answer to the row before.
+    """
+    ids = [token for row in rows for token in row["input_ids"]]
+    positions = [i for row in rows for i in range(len(row["input_ids"]))]
+    labels = [label for row in rows for label in (IGNORED, *row["labels"][1:])]
+    columns = {"input_ids": ids, "position_ids": positions, "labels": labels}
+    return {name: torch.tensor([values], device=device) for name, values in columns.items()}
+
+
 def _render(row: Mapping[str, Any], tokenizer: Any, index: int) -> tuple[str, str, bool]:
     """The text of the prompt, of prompt and answer together, and whether a chat template wrote them."""
     if "text" in row:

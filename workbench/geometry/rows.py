@@ -314,11 +314,11 @@ def _eps_of(module: Any) -> float:
 
 def _rms_offset(module: Any) -> int | None:
     """The o for which a module computes (o + weight) · x/√(mean x² + ε), 0 or 1; None if it does something else."""
-    size, device = len(module.weight), module.weight.device
-    x, weight = (torch.linspace(-end, end, n * size, device=device).view(n, size) for end, n in ((0.01, 3), (1, 1)))
     try:
         with torch.no_grad():
-            found = _call(module, {"weight": weight[0]}, x[None])[0]
+            weight = torch.linspace(-1, 1, len(module.weight), device=module.weight.device)
+            x = 0.01 * torch.stack([weight, weight.cos(), weight.exp()])  # small, so that ε shows
+            found = _call(module, {"weight": weight}, x[None])[0]
             normal = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + _eps_of(module))
     except Exception:  # whatever it says, it is of another kind
         return None

@@ -336,6 +336,13 @@ class Subspace:
         store = [rows.to(device or rows.device, dtype or rows.dtype) for rows in self.store]
         return replace(self, store=store, grams=reduced(self.layout.grams(store), self.reduce))
 
+    def on_disk(self) -> "Subspace":
+        """The same with large tensors in a temporary file, mapped into memory; it goes with the last one to use it."""
+        from tempfile import TemporaryDirectory
+
+        with TemporaryDirectory() as folder:  # where the system allows it, a mapped file outlives its name
+            return type(self).load(self.save(Path(folder) / "basis.safetensors"), reduce=self.reduce)
+
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file, whole or not at all; shapes, scope and provenance go into its header."""
         from safetensors.torch import save_file
