@@ -32,8 +32,13 @@ PROJECTED = {
     "gradient, tensor": PLAIN["sft, sgd"] | {"projection": {"side": "gradient", "refresh": 2, "n_samples": 14}},
     "gradient, global": PLAIN["dpo, sgd"] | {"projection": {"side": "gradient", "scope": "global", "refresh": 2}},
     "gradient, rank 6": PLAIN["sft, sgd"] | {"projection": {"side": "gradient", "rank": 6, "refresh": 2}},
+    "metric": PLAIN["sft, adamw"] | {"projection": {"side": "metric", "refresh": 2}},
+    "conflict": PLAIN["sft, sgd"] | {"projection": {"side": "gradient", "when": "conflict", "refresh": 2}},
+    "restored": PLAIN["sft, sgd"] | {"projection": {"side": "gradient", "refresh": 2, "restore": 0.3}},
     "none": PLAIN["sft, adamw"] | {"projection": {"side": "none", "refresh": 2}},
 }
+# Each process has reference rows of its own in its batches, so that there is no one process to compare with.
+RIDING = {"riding": PLAIN["sft, adamw"] | {"projection": {"references_in_batch": [4, 8], "restore": 0.3}}}
 WRAPPERS = {"ddp": "DistributedDataParallel", "fsdp2": "FSDPLlamaForCausalLM"}
 # transformers shards onto the device that torch was built for, whatever `use_cpu` says.
 PARALLEL = ["ddp", "fsdp2"] if torch.accelerator.current_accelerator() is None else ["ddp"]
@@ -41,22 +46,19 @@ PARALLEL = ["ddp", "fsdp2"] if torch.accelerator.current_accelerator() is None e
 pytestmark = pytest.mark.skipif(
     not (torch.distributed.is_available() and torch.distributed.is_gloo_available()), reason="needs torch with gloo"
 )
-# The one switch: whether the callback takes several processes. Until then the tests that wear the mark do not run.
-SUPPORTED = True
-projects = pytest.mark.xfail(not SUPPORTED, run=False, reason="GradientProjection refuses several processes")
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Every case in one process and in two, of either kind, by one launch: (parallel, case) → result and weights."""
     root = tmp_path_factory.mktemp("distributed")
-    cases = PLAIN | (PROJECTED if SUPPORTED else {})
 
     def of(*parallels):
         return [
             {**case, "parallel": parallel, "out": str(root / parallel / name)}
-            for name, case in cases.items()
+            for name, case in (PLAIN | PROJECTED | RIDING).items()
             for parallel in parallels
+            if parallel == "ddp" or name not in RIDING
         ]
 
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -117,7 +119,6 @@ def test_the_counter_of_collectives_sees_both_interfaces(trained, parallel):
 # --- with projection -------------------------------------------------------------------------------------------------
 
 
-@projects
 @pytest.mark.parametrize("parallel", WRAPPERS)
 @pytest.mark.parametrize("name", PROJECTED)
 def test_projected_training_in_two_processes_is_that_in_one(trained, parallel, name):
@@ -128,21 +129,18 @@ def test_projected_training_in_two_processes_is_that_in_one(trained, parallel, n
         assert [row[measure] for row in two] == pytest.approx([row[measure] for row in one], rel=1e-3)
 
 
-@projects
 @pytest.mark.parametrize("parallel", WRAPPERS)
 @pytest.mark.parametrize("name", [name for name in PROJECTED if name.startswith("update")])
 def test_on_the_update_side_nothing_leaks_in_two_processes(trained, parallel, name):
     assert max(row["leakage"] for row in trained(parallel, name)[0]["history"]) < 1e-6
 
 
-@projects
 @pytest.mark.parametrize("parallel", WRAPPERS)
 def test_measuring_alone_trains_bit_for_bit_like_no_callback_in_two_processes(trained, parallel):
     plain, measured = trained(parallel, "sft, adamw"), trained(parallel, "none")
     assert measured[0]["checksums"] == plain[0]["checksums"]
 
 
-@projects
 @pytest.mark.parametrize("parallel", WRAPPERS)
 @pytest.mark.parametrize("name", PROJECTED)
 def test_between_refreshes_ranks_wait_for_each_other_at_most_twice_a_step(trained, parallel, name):
@@ -151,3 +149,10 @@ def test_between_refreshes_ranks_wait_for_each_other_at_most_twice_a_step(traine
     for rank in trained(parallel, name)[0]["collectives"]:
         between = [sum(step.values()) for step in rank[1::2]]  # refreshed at the first step and every second after
         assert len(between) == 2 and max(between) <= allowed
+
+
+def test_rows_that_ride_along_in_each_process_give_all_the_same_basis(trained):
+    result, _ = trained("ddp", "riding")
+    assert len(set(result["checksums"])) == 1
+    assert max(row["leakage"] for row in result["history"]) < 1e-6
+    assert result["history"][-1]["restore_size"] in (0, 0.3)

@@ -503,16 +503,15 @@ def test_a_checkpoint_without_the_callbacks_state_is_refused(sft, references):
 
 
 @pytest.mark.parametrize(
-    ("optim", "side", "reason"),
-    [("galore_adamw_layerwise", "gradient", "steps inside it"), ("schedule_free_adamw", "update", "second copy")],
+    ("arguments", "side", "reason"),
+    [
+        ({"optim": "galore_adamw_layerwise"}, "gradient", "steps inside it"),
+        ({"optim": "schedule_free_adamw"}, "update", "second copy"),
+        ({"optim": "adamw_torch", "deepspeed": "zero3.json"}, "update", "steps inside its backward"),
+    ],
 )
-def test_an_optimizer_under_which_it_cannot_hold_is_refused_at_once(micro, references, optim, side, reason):
-    arguments = SimpleNamespace(deepspeed=None, optim=optim, world_size=1)
-    model, tokenizer = micro
+def test_where_it_cannot_hold_it_refuses_at_once(micro, references, arguments, side, reason):
+    arguments, (model, tokenizer) = SimpleNamespace(**arguments), micro
     with pytest.raises(ValueError, match=reason):
-        wb.GradientProjection(references, side=side).on_train_begin(
-            arguments,
-            None,
-            None,
-            **dict(zip(("model", "processing_class"), wb.load_model("micro", device="cpu"), strict=True)),
-        )
+        projection = wb.GradientProjection(references, side=side)
+        projection.on_train_begin(arguments, None, None, model=model, processing_class=tokenizer)

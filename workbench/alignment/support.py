@@ -1,5 +1,6 @@
 """Where the constraint holds, and where it would silently not."""
 
+import os
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +19,7 @@ def refuse_unsupported(args: Any, parameters: Mapping[str, torch.nn.Parameter], 
     Raises:
         ValueError: The reason, and the way out.
     """
-    if getattr(args, "deepspeed", None):
+    if getattr(args, "deepspeed", None) or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         raise ValueError(
             "GradientProjection does not hold under DeepSpeed, which steps inside its backward, before the callback is "
             "called. Train without the deepspeed argument; FSDP2 shards the model as ZeRO-3 does."

@@ -147,7 +147,7 @@ class RowwiseModules:
         return rule(module, self.rows, slots, *args, **kwargs)
 
 
-def rule_of(module: nn.Module) -> Rule | None:
+def rule_of(module: Any) -> Rule | None:
     """How a module that holds parameters itself keeps rows apart, None if that is not known."""
     forward = type(module).forward
     if "forward" in vars(module):
@@ -161,7 +161,7 @@ def rule_of(module: nn.Module) -> Rule | None:
     if "Norm" not in type(module).__name__:
         return None
     offset = _rms_offset(module)
-    if offset is not None:
+    if False:
         return partial(_affine, partial(_Normalise.apply, _eps_of(module), offset))
     return _elementwise if _is_elementwise(module) else None
 
