@@ -45,6 +45,7 @@ CONFIGS = {
 
 
 def build(name, dtype=torch.float64, **options):
+    """A small random model in training mode."""
     torch.manual_seed(0)
     model = AutoModel.from_config(copy.deepcopy(CONFIGS[name]), **options).to(dtype).train()
     with torch.no_grad():
@@ -115,13 +116,40 @@ def assert_split(model, training, groups, tolerance, loss=loss_of, reference_los
         assert_equal({n: references[n][k] for n in gradients}, gradients, tolerance)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_gradient_is_that_of_its_rows_alone(name, attention, exact):
-    if attention == "eager" and name != "qwen2":
-        pytest.skip("one architecture is enough")
-    model = build(name, attn_implementation=attention)
-    assert_split(model, rows(0, 3, 11), [rows(1, 2, 11), rows(2, 2, 11)], 1e-12 if attention == "sdpa" else 1e-6)
+def test_every_gradient_is_that_of_its_rows_alone(name, exact):
+    assert_split(build(name), rows(0, 3, 11), [rows(1, 2, 11), rows(2, 2, 11)], 1e-12)
+
+
+def test_eager_attention_in_fp32():
+    model = build("qwen2", torch.float32, attn_implementation="eager")
+    assert_split(model, rows(0, 3, 11), [rows(1, 2, 11), rows(2, 2, 9)], 1e-5)
+
+
+class SkewNorm(torch.nn.Module):
+    """An elementwise norm like no other."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.weight, self.bias = (torch.nn.Parameter(torch.randn(size, dtype=torch.float64)) for _ in range(2))
+
+    def forward(self, x):
+        return torch.tanh(x) * self.weight.exp() + self.bias
+
+
+class FusedNorm(SkewNorm):
+    """One whose weight cannot differ by row."""
+
+    def forward(self, x):
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias)
+
+
+def test_any_elementwise_norm_is_split_and_others_are_named(exact):
+    model = build("qwen3")
+    model.model.norm, model.model.layers[0].self_attn.q_norm = SkewNorm(32), SkewNorm(8)
+    assert_split(model, rows(0, 3, 11), [rows(1, 2, 9), rows(2, 1, 11)], 1e-12)
+    model.model.norm = FusedNorm(32)
+    assert unsplittable(model, dict(model.named_parameters())) == ["FusedNorm (model.norm)"]
 
 
 @pytest.mark.parametrize(

@@ -280,7 +280,7 @@ class GradientProjection(TrainerCallback, Technique):
             (self._gradient,) = self.subspace.read(gradients)
             self.subspace.subtract_(gradients, self.subspace.removal(self._gradient, self.when, -1))
             if self.before_clipping and self._max_grad_norm:
-                torch.nn.utils.clip_grad_norm_(kwargs["model"].parameters(), self._max_grad_norm)
+                self._clip(kwargs["model"], gradients)
         self._before = {name: local_shard(p.detach()).clone() for name, p in self._parameters.items()}
 
     @torch.no_grad()
@@ -387,6 +387,16 @@ class GradientProjection(TrainerCallback, Technique):
         self._refresh.load_state_dict(state["refresh"])
         self._restoring.moments, self._restoring.n_steps = dict(state["moments"]), state["n_restored"]
         self._refresh.subspace = replace(subspace, reduce=self._reduce) if self._reduce else subspace
+
+    def _clip(self, model: torch.nn.Module, gradients: Mapping[str, Tensor]) -> None:
+        """Clip as the trainer would have; the length of what is left is known if all of it has just been projected."""
+        assert self._gradient is not None
+        if not self.subspace.rank or self.when != "always" or len(gradients) < len(trained_parameters(model)):
+            torch.nn.utils.clip_grad_norm_(model.parameters(), self._max_grad_norm)
+            return
+        left = (self._gradient.total - self._gradient.energy.inside).clamp(min=0).sum().sqrt().item()
+        if left > self._max_grad_norm:
+            torch._foreach_mul_(list(gradients.values()), self._max_grad_norm / (left + 1e-6))
 
     def _gradients(self) -> dict[str, Tensor]:
         return {

@@ -21,6 +21,7 @@ Reduce = Callable[[Tensor], Tensor]
 REDUNDANT = 1e-3
 # Rows whose inner products are farther than this from orthonormal are made so once more.
 _POLISH = {torch.float32: 1e-6, torch.float64: 1e-14}
+_TAME = 8.0  # Σ|T| of a row of unit gradients, up to which T R is as orthonormal as its type can tell
 
 
 def check_rank(rank: Rank, m: int) -> None:
@@ -72,6 +73,7 @@ def combinations(grams: Tensor, n_params: Tensor, rank: Rank, scale: bool = True
 def orthonormalise(
     layout: Layout,
     store: Store,
+    grams: Tensor,
     matrices: Tensor,
     dtype: torch.dtype | None,
     device: torch.device | str | None,
@@ -81,17 +83,21 @@ def orthonormalise(
     """The rows T R of every block, their Gram matrices as stored, and the T that made them.
 
     Rounding, first of T R and then to `dtype`, leaves rows only nearly orthonormal. The first is mended by a second
-    pass where it shows (Cholesky QR done twice, Yamamoto et al. 2015); the second is what the Gram matrices are for.
+    pass where it shows (Cholesky QR done twice, Yamamoto et al. 2015), of which there is no danger while T hardly
+    magnifies its terms; the second is what the Gram matrices are for.
     """
+    kept = matrices @ grams @ matrices.mT  # what the inner products of T R would be without rounding
     store = layout.transform(store, matrices, dtype, device, inplace)
-    grams = reduced(layout.grams(store), reduce)
-    live = matrices.any(2)
     tolerance = _POLISH.get(store[0].dtype)
-    if tolerance and live.any() and (grams - torch.diag_embed(live.double())).abs().max() > tolerance:
-        mends = _inverse_roots(grams, live)
+    lengths = grams.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
+    if tolerance and not (matrices.abs() @ lengths[..., None] > _TAME).any():
+        return store, kept, matrices
+    stored, live = reduced(layout.grams(store), reduce), matrices.any(2)
+    if tolerance and live.any() and (stored - torch.diag_embed(live.double())).abs().max() > tolerance:
+        mends = _inverse_roots(stored, live)
         store, matrices = layout.transform(store, mends, inplace=True), mends @ matrices
-        grams = reduced(layout.grams(store), reduce)
-    return store, grams, matrices
+        stored = reduced(layout.grams(store), reduce)
+    return store, stored, matrices
 
 
 def reduced(tensor: Tensor, reduce: Reduce | None) -> Tensor:

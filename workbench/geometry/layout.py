@@ -25,7 +25,7 @@ from workbench.geometry.kernels import (
 
 Metric = Callable[[str], Chunks]  # parameter name → the diagonal of D, chunk by chunk
 Rows = Mapping[str, Tensor]  # (m, *shape) by parameter name
-Store = list[Tensor]  # rows as a layout keeps them: of each pack, then of each large tensor
+Store = list[Tensor]  # rows as a layout keeps them: the chunks of each pack, then each large tensor's (m, numel)
 
 _SMALL = 2**16  # elements up to which a tensor is packed
 _CHUNK = 256  # elements of a pack that are multiplied together
@@ -59,35 +59,34 @@ class Layout:
 
     def store(self, rows: Rows) -> Store:
         """Rows as the layout keeps them: a copy of small ones, a view of large."""
-        return [pack.lay([rows[n].reshape(len(rows[n]), -1) for n in pack.names]) for pack in self.packs] + [
-            rows[name].reshape(len(rows[name]), -1) for name in self.large
+        return [pack.chunks(pack.lay([_matrix(rows[name]) for name in pack.names])) for pack in self.packs] + [
+            _matrix(rows[name]) for name in self.large
         ]
 
     def part(self, store: Store, name: str) -> Tensor:
-        """The rows of one parameter; a view (R, numel)."""
-        for pack, rows in zip(self.packs, store, strict=False):
-            if name in pack.starts:
-                return rows[:, pack.starts[name] : pack.starts[name] + self.sizes[name]]
+        """The rows of one parameter, (R, numel); a view of large ones."""
+        for pack, chunks in zip(self.packs, store, strict=False):
+            if name in pack.spans:
+                return chunks[pack.spans[name]].transpose(0, 1).flatten(1)[:, : self.sizes[name]]
         return store[len(self.packs) + self.large.index(name)]
 
     def grams(self, store: Store) -> Tensor:
         """Inner products of the rows in every block; (n_blocks, m, m) in float64."""
-        m = len(store[0])
-        total = torch.zeros(self.n_blocks, m, m, dtype=torch.float64, device=store[0].device)
-        for pack, rows in self._packed(store):
-            pack.add(total, pack.products(rows, rows))
+        total = self._zeros(store)
+        for pack, chunks in self._packed(store):
+            chunks = chunks.to(wide(chunks))
+            pack.add(total, torch.bmm(chunks, chunks.transpose(1, 2)))
         for name, rows in self._large(store):
             total[self.block_of[name]] += gram(rows).to(total.device)
         return total
 
     def weighted_grams(self, store: Store, metric: Metric) -> Tensor:
         """The same in a metric."""
-        m = len(store[0])
-        total = torch.zeros(self.n_blocks, m, m, dtype=torch.float64, device=store[0].device)
-        for pack, rows in self._packed(store):
-            weights = pack.lay([metric(name)(0, self.sizes[name]) for name in pack.names])
-            rows = rows.to(weights)
-            pack.add(total, pack.products(rows * weights, rows))
+        total = self._zeros(store)
+        for pack, chunks in self._packed(store):
+            weights = pack.chunks(pack.lay([metric(name)(0, self.sizes[name]) for name in pack.names])[None])
+            chunks = chunks.to(weights)
+            pack.add(total, torch.bmm(chunks * weights, chunks.transpose(1, 2)))
         for name, rows in self._large(store):
             total[self.block_of[name]] += weighted_gram(rows, metric(name)).to(total.device)
         return total
@@ -95,9 +94,9 @@ class Layout:
     def dots(self, store: Store, vector: Mapping[str, Vector]) -> Tensor:
         """rows @ vector and ‖vector‖² of every block; (n_blocks, R + 1) in float64."""
         tables, owners = [], []
-        for pack, rows in self._packed(store):
-            x = pack.lay_vector(vector)
-            both = [pack.products(rows.to(x), x[None]), pack.products(x[None], x[None])]
+        for pack, chunks in self._packed(store):
+            x = pack.chunks(pack.lay_vector(vector)[None])
+            both = [torch.bmm(rows, x.transpose(1, 2)) for rows in (chunks.to(x), x)]
             tables.append(torch.cat(both, dim=1).squeeze(2).double())
             owners.append(pack.owners)
         for name, rows in self._large(store):
@@ -126,8 +125,8 @@ class Layout:
             inplace: Whether large tensors may be overwritten.
         """
         found = []
-        for pack, rows in self._packed(store):
-            found.append(pack.combine(rows, matrices).to(device or rows.device, dtype or rows.dtype))
+        for pack, chunks in self._packed(store):
+            found.append(pack.combine(chunks, matrices).to(device or chunks.device, dtype or chunks.dtype))
         for name, rows in self._large(store):
             matrix = matrices[self.block_of[name]]
             place = (dtype or rows.dtype, torch.device(device or rows.device))
@@ -142,9 +141,9 @@ class Layout:
         self, vectors: Mapping[str, Tensor], store: Store, weights: Tensor, metric: Metric | None = None
     ) -> None:
         """x ← x − D Σᵢ weightsᵢ rowsᵢ in place, with the weights of every block; (n_blocks, R)."""
-        for pack, rows in self._packed(store):
-            first = vectors[pack.names[0]]
-            removed = pack.combine(rows.to(first.device), weights[:, None]).squeeze(0)
+        for pack, chunks in self._packed(store):
+            chunks = chunks.to(vectors[pack.names[0]].device)
+            removed = pack.combine(chunks, weights[:, None]).flatten()
             if metric:
                 removed *= pack.lay([metric(name)(0, self.sizes[name]) for name in pack.names])
             pieces = pack.pieces(removed)
@@ -152,6 +151,10 @@ class Layout:
             torch._foreach_sub_(targets, [p.view(t.shape) for p, t in zip(pieces, targets, strict=True)])
         for name, rows in self._large(store):
             subtract_rows_(vectors[name], rows, weights[self.block_of[name]], metric and metric(name))
+
+    def _zeros(self, store: Store) -> Tensor:
+        m = store[0].shape[1 if self.packs else 0]
+        return torch.zeros(self.n_blocks, m, m, dtype=torch.float64, device=store[0].device)
 
     def _packed(self, store: Store) -> "list[tuple[Pack, Tensor]]":
         return list(zip(self.packs, store, strict=False))
@@ -165,7 +168,7 @@ class Pack:
 
     Attributes:
         names: Of the parameters.
-        starts: Where each begins.
+        spans: The chunks of each.
         owners: The number of the block that each chunk is part of; (n_chunks,).
     """
 
@@ -174,8 +177,8 @@ class Pack:
         sizes = [layout.sizes[name] for name in names]
         self.names = names
         n_chunks = [-(-size // _CHUNK) for size in sizes]
-        starts = [0, *accumulate(n * _CHUNK for n in n_chunks)]
-        self.starts = dict(zip(names, starts, strict=False))
+        ends = list(accumulate(n_chunks))
+        self.spans = {name: slice(end - n, end) for name, n, end in zip(names, n_chunks, ends, strict=True)}
         self._widths = [w for size, n in zip(sizes, n_chunks, strict=True) for w in (size, n * _CHUNK - size)]
         counts, blocks = torch.tensor(n_chunks), torch.tensor([layout.block_of[name] for name in names])
         self.owners = blocks.repeat_interleave(counts).to(device)
@@ -198,20 +201,19 @@ class Pack:
         """(n,) → what belongs to each parameter, (size,)."""
         return laid.split_with_sizes(self._widths)[::2]
 
-    def products(self, rows: Tensor, others: Tensor) -> Tensor:
-        """Inner products within each chunk; (r, n), (s, n) → (n_chunks, r, s)."""
-        rows, others = rows.to(wide(rows)), others.to(wide(others))
-        return torch.bmm(self._chunks(rows), self._chunks(others).transpose(1, 2))
+    def chunks(self, laid: Tensor) -> Tensor:
+        """(m, n) → (n_chunks, m, chunk), as a pack's rows are kept; a view."""
+        return laid.view(len(laid), len(self.owners), _CHUNK).transpose(0, 1)
 
     def add(self, total: Tensor, products: Tensor) -> None:
         """Add what each chunk gives to its block's; (n_blocks, r, s)."""
         total.index_add_(0, self.owners.to(total.device), products.to(total))
 
-    def combine(self, rows: Tensor, matrices: Tensor) -> Tensor:
-        """matrix @ rows in every block; (m, n), (n_blocks, R, m) → (R, n) in float32 or wider."""
-        matrices = matrices.to(rows.device, wide(rows))[self.owners.to(rows.device)]
-        combined = torch.bmm(matrices, self._chunks(rows).to(matrices.dtype))
-        return combined.transpose(0, 1).reshape(matrices.shape[1], rows.shape[1])
+    def combine(self, chunks: Tensor, matrices: Tensor) -> Tensor:
+        """matrix @ rows in every block, in float32 or wider; (n_chunks, m, chunk) → (n_chunks, R, chunk)."""
+        matrices = matrices.to(chunks.device, wide(chunks))[self.owners.to(chunks.device)]
+        return torch.bmm(matrices, chunks.to(matrices.dtype))
 
-    def _chunks(self, rows: Tensor) -> Tensor:
-        return rows.view(len(rows), len(self.owners), _CHUNK).transpose(0, 1)
+
+def _matrix(rows: Tensor) -> Tensor:
+    return rows.reshape(len(rows), -1)

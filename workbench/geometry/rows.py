@@ -161,7 +161,7 @@ def rule_of(module: Any) -> Rule | None:
     if "Norm" not in type(module).__name__:
         return None
     offset = _rms_offset(module)
-    if False:
+    if offset is not None:
         return partial(_affine, partial(_Normalise.apply, _eps_of(module), offset))
     return _elementwise if _is_elementwise(module) else None
 

@@ -29,7 +29,8 @@ class GradientSplit:
     cross-entropy L_k per label in nats, is taken from the riders' own hidden states, and the backward of training's
     loss carries ∂L_k/∂θ along, whatever that loss is scaled by. There, every module with trained parameters keeps the
     rows apart (a linear map computes dYₖᵀXₖ over the tokens of group k): ``.grad`` gets the gradient of training, a
-    buffer that of each group. The work is that of a plain step on as many rows of the longest one's width.
+    buffer that of each group. The work is that of a plain step on as many rows of the longest one's width, and some
+    0.1 ms of Python for every module with trained parameters.
 
     It goes with accumulation, gradient checkpointing, autocast, tied embeddings and adapters; `unsplittable` names what
     it does not go with. Under data parallelism the buffers hold the gradients of one process.

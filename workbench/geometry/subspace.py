@@ -185,7 +185,7 @@ class Subspace:
         if broken := [n for n, good in zip(layout.groups, grams.isfinite().flatten(1).all(1), strict=True) if not good]:
             raise ValueError(f"The reference gradients of {', '.join(broken[:3])} hold NaN or infinity, or overflow.")
         matrices = combinations(grams, sizes, rank, scale)
-        store, stored, matrices = orthonormalise(layout, store, matrices, dtype, device, inplace, reduce)
+        store, stored, matrices = orthonormalise(layout, store, grams, matrices, dtype, device, inplace, reduce)
         domains = tuple(dict.fromkeys(gradients.domains))
         means = torch.tensor([[d == domain for domain in domains] for d in gradients.domains]).double()
         generators = inverse(stored) @ matrices @ grams @ (means / means.sum(0))
@@ -380,7 +380,7 @@ class Subspace:
     # --- parts ----------------------------------------------------------------------------------------------------
 
     def _reading(self, dots: Tensor, total: Tensor, grams: Tensor) -> Reading:
-        inside = torch.einsum("bi,bij,bj->b", dots, self._inverse_grams, dots)
+        inside = (dots[:, None] @ self._inverse_grams @ dots[..., None]).flatten()
         return Reading(dots, total, grams, Energy(inside, total))
 
     def _slopes(self, reading: Reading) -> Tensor:
