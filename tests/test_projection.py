@@ -429,7 +429,7 @@ def test_more_energy_leaves_less_to_learn_and_keeps_more(train, references):
     for energy in (0.5, 0.999):
         run, _ = train(wb.NullSpaceProjection(references, energy=energy), steps=20, learning_rate=4e-3)
         losses.append(run.history.loss.iloc[-1])
-        assert run.record["parameters"]["techniques"]["null_space_projection"]["energy"] == energy
+        assert run.record["parameters"]["techniques"]["null_space"]["energy"] == energy
     assert losses[0] < losses[1]
     with pytest.raises(ValueError, match=r"energy must lie in \(0, 1\], got 2"):
         wb.NullSpaceProjection(references, energy=2)

@@ -63,7 +63,7 @@ class NullSpaceProjection(GradientProjection):
             seed=seed,
         )
         self.energy = energy
-        self.name = "null_space_projection"
+        self.name = "null_space"
 
     def parameters(self) -> dict[str, Any]:
         """The settings, for a record."""

@@ -34,7 +34,7 @@ Side = Literal["gradient", "update", "metric", "none"]
 NAMES: dict[Side, str] = {
     "gradient": "gradient_projection",
     "update": "update_projection",
-    "metric": "metric_projection",
+    "metric": "metric_update_projection",
     "none": "plain_measured",
 }
 
@@ -151,11 +151,13 @@ class GradientProjection(TrainerCallback, Technique):
                 "references_in_batch takes two numbers of rows of at least 1, and every step has a fresh basis then: "
                 f"leave refresh out. Got {references_in_batch} and refresh={refresh!r}."
             )
-        self.name = NAMES[side]  # in records and figures: the two sides differ more than any other setting
         self.references = references
         self.rank, self.scope, self.side, self.when = rank, scope, side, when
         self.before_clipping, self.refresh, self.drift_threshold = before_clipping, refresh, drift_threshold
         self.restore = restore if isinstance(restore, Restore) else Restore(restore)
+        # In records and figures: settings that make another technique of it.
+        self.name = f"gem_{side}" if when == "conflict" and side != "none" else NAMES[side]
+        self.name += "_restored" if self.restore.strength else ""
         self.references_in_batch = references_in_batch
         self.target_parameters = [target_parameters] if isinstance(target_parameters, str) else target_parameters
         self.basis_dtype = getattr(torch, basis_dtype) if basis_dtype else None
