@@ -122,10 +122,13 @@ def test_a_loaded_basis_stays_in_the_file_and_projects_the_same(tmp_path):
 def test_a_fit_in_place_takes_the_memory_of_large_gradients():
     rows = torch.randn(3, 300, 300)
     gradients = ReferenceGradients(tuple("abc"), {"w": rows})
-    expected = Subspace.fit(gradients, 2).blocks["w"].basis
-    found = Subspace.fit(gradients, 2, inplace=True).blocks["w"]
+    for rank in (2, 3):
+        expected = Subspace.fit(gradients, rank).blocks["w"].basis
+        found = Subspace.fit(ReferenceGradients(tuple("abc"), {"w": rows.clone()}), rank, inplace=True).blocks["w"]
+        assert torch.equal(found.basis, expected)
+        assert found.parts["w"].untyped_storage().nbytes() == rank * 300 * 300 * 4  # no more than the basis stays
+    found = Subspace.fit(gradients, inplace=True).blocks["w"]
     assert found.parts["w"].data_ptr() == rows.data_ptr()
-    assert torch.equal(found.basis, expected)
 
 
 @pytest.mark.parametrize("scope", SCOPES)
@@ -222,3 +225,18 @@ def test_a_scaled_loss_gives_the_same_gradient_and_saves_float16_from_underflow(
     torch.testing.assert_close(found(2.0**14, torch.float32), exact, rtol=1e-4, atol=1e-14)
     errors = [((found(scale, torch.float16) - exact).norm() / exact.norm()).item() for scale in (1.0, 2.0**14)]
     assert errors[0] > 0.1 and errors[1] < 0.02
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_dropout_is_off_in_layers_that_checkpoint_and_drop_out_by_themselves(reentrant):
+    from transformers import OPTConfig, OPTForCausalLM
+
+    sizes = {"vocab_size": 50, "hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = OPTForCausalLM(OPTConfig(**sizes, word_embed_proj_dim=16, dropout=0.5, max_position_embeddings=32)).train()
+    ids = torch.randint(5, 50, (3, 8), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    expected = gradient(model, batch)
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    for name, g in gradient(model, batch).items():
+        torch.testing.assert_close(g, expected[name], rtol=1e-5, atol=1e-8)
+    assert model.model.decoder.layers[0].dropout == 0.5

@@ -239,13 +239,45 @@ def test_a_full_rank_basis_freezes_the_block(train, references, micro):
     assert all((move < 1e-5) == ("layernorm" in name) for name, move in moved.items()), moved
 
 
-def test_on_conflict_no_reference_loss_rises_to_first_order(train, references):
-    projection = wb.GradientProjection(references, when="conflict", refresh=1, n_samples=16)
-    train(projection)
-    assert all(0 < row["conflict_rate"] < 1 for row in projection.history)
-    always = wb.GradientProjection(references, refresh=1, n_samples=16)
-    train(always)
-    assert projection.history[0]["leakage"] > 100 * always.history[0]["leakage"]  # what does no harm stays in
+class Outside(TrainerCallback):
+    """Reference gradients and steps as seen from outside: on all reference rows, before and after each step."""
+
+    def __init__(self, references, tokenizer):
+        self.batches = {
+            d: [pad_batch(encode(rows, tokenizer), tokenizer.pad_token_id)] for d, rows in references.items()
+        }
+        self.slopes, self.norms = [], []  # of each domain's loss along the step; of the gradient that is stepped on
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.norms.append(torch.stack([p.grad.norm() for p in model.parameters()]).norm().item())
+        self.gradients = wb.reference_gradients(model, self.batches).tensors
+        self.before = weights(model)
+
+    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+        step = {name: p.detach() - self.before[name] for name, p in model.named_parameters()}
+        length = torch.stack([s.norm() for s in step.values()]).norm()
+        rows = [{n: g[k] for n, g in self.gradients.items()} for k in range(len(self.batches))]
+        lengths = [torch.stack([g.norm() for g in row.values()]).norm() for row in rows]
+        dots = [sum((g[n].double() * step[n].double()).sum() for n in step) for g in rows]
+        self.slopes.append([(d / length / r).item() for d, r in zip(dots, lengths, strict=True)])
+
+
+@pytest.mark.parametrize("when", ["always", "conflict"])
+@pytest.mark.parametrize("scope", ["tensor", "global"])
+def test_seen_from_outside_no_reference_loss_moves_or_none_rises(sft, world, when, scope):
+    """Every draw takes all rows, so that the basis is that of gradients which are taken here anew."""
+    few = world.references(4)
+    projection = wb.GradientProjection(few, when=when, scope=scope, refresh=1, n_samples=16)
+    trainer = sft(projection, optim="adamw_torch")
+    trainer.add_callback(outside := Outside(few, trainer.processing_class))
+    trainer.train()
+    slopes = torch.tensor(outside.slopes)
+    assert slopes.max() < 2e-6
+    if when == "always":
+        assert slopes.abs().max() < 2e-6
+    else:
+        assert slopes.min() < -1e-3  # what does no harm may go on
+        assert all(0 < row["conflict_rate"] <= 1 for row in projection.history)
 
 
 @pytest.mark.parametrize("place", [{"basis_dtype": "bfloat16"}, {"basis_device": "disk"}], ids=str)
@@ -287,6 +319,12 @@ def test_drift_triggers_a_refresh_and_where_nothing_moves_nothing_is_refreshed(s
 
     assert n_bases(6e-3) > 2
     assert n_bases(1e-9) <= 2  # probes are noisy
+
+
+def test_a_small_domain_is_probed_with_the_rows_it_has(train, world):
+    projection = wb.GradientProjection({"facts": world.references(4)["facts"]}, refresh=2, n_samples=16)
+    train(projection)
+    assert pd.DataFrame(projection.history).drift.notna().sum() == 1
 
 
 def test_rolling_renews_one_domain_a_step_and_holds_the_constraint(train, references):
@@ -360,20 +398,45 @@ def test_what_cannot_be_split_is_named_and_takes_a_second_backward(world, refere
     assert len(projection.history) == 2
 
 
-def test_an_interrupted_split_leaves_the_model_whole(train, references):
+@pytest.mark.parametrize("event", ["on_step_begin", "on_pre_optimizer_step", "on_step_end"])
+def test_an_interrupted_training_leaves_model_and_settings_whole(world, references, tmp_path, event):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
     class Stop(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
+        pass
+
+    setattr(Stop, event, stop)
+    model, tokenizer = wb.load_model("micro", device="cpu")
+    projection = wb.GradientProjection(references, side="gradient", references_in_batch=(4, 12))
+    projection.callbacks = lambda: [projection, Stop()]
+
+    def state():
+        hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+        return hooks, ["forward" in vars(m) for m in model.base_model.modules()]
+
+    before = state()
+    with pytest.raises(KeyboardInterrupt):
+        options = {"batch_size": 16, "runs_dir": tmp_path, "progress": False}
+        wb.align(model, tokenizer, world.demonstrations(), technique=projection, **options)
+    assert state() == before
+    projection.callbacks = lambda: [projection]
+    run = wb.align(model, tokenizer, world.demonstrations(), technique=projection, steps=2, **options)
+    assert run.history.grad_norm.notna().all()
+
+
+def test_the_trainers_limit_survives_an_interruption(sft, references):
+    class Stop(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
             raise KeyboardInterrupt
 
-    model, tokenizer = wb.load_model("micro", device="cpu")
-    projection = wb.GradientProjection(references, references_in_batch=(4, 12))
-    projection.callbacks = lambda: [projection, Stop()]
-    before = {name: set(vars(module)) for name, module in model.named_modules()}
+    projection = wb.GradientProjection(references, side="gradient", n_samples=16)
+    trainer = sft(projection, Stop(), max_grad_norm=0.7)
     with pytest.raises(KeyboardInterrupt):
-        wb.align(model, tokenizer, wb.load_world("micro").demonstrations(), technique=projection, batch_size=16)
-    assert {name: set(vars(module)) - before[name] for name, module in model.named_modules() if "layers" in name} == {
-        name: set() for name in before if "layers" in name
-    }
+        trainer.train()
+    assert trainer.args.max_grad_norm == 0.0
+    projection.close()
+    assert trainer.args.max_grad_norm == 0.7
 
 
 # --- restoring -------------------------------------------------------------------------------------------------------
@@ -407,6 +470,14 @@ def test_without_a_violation_no_restoring_step_is_taken():
         Restore(-1)
 
 
+@pytest.mark.parametrize("option", [{"restore": 0.5}, {"when": "conflict"}], ids=str)
+def test_what_needs_every_domains_gradient_refuses_a_basis_without_it(references, option):
+    for rank in (2, 0.9, 6):
+        with pytest.raises(ValueError, match="every domain's mean gradient in the basis"):
+            wb.GradientProjection(references, rank=rank, n_samples=64, **option)
+    wb.GradientProjection(references, rank=4, **option)
+
+
 # --- the null space of activations -----------------------------------------------------------------------------------
 
 
@@ -422,6 +493,12 @@ def test_linear_layers_answer_reference_inputs_as_before(train, references, obje
         assert seen < 1e-4 or moved[name].norm() < 1e-5, name
     assert moved["model.embed_tokens.weight"].norm() > 0.01  # trains freely
     assert max(row["leakage"] for row in projection.history) < 1e-4
+
+
+def test_the_null_space_of_the_gradient_is_clipped_as_a_whole(sft, references):
+    projection, norms = wb.NullSpaceProjection(references, side="gradient", n_samples=16), Norms()
+    sft(projection, norms, max_grad_norm=1e-3).train()
+    assert norms.norms == pytest.approx([1e-3] * 4, rel=1e-3)
 
 
 def test_more_energy_leaves_less_to_learn_and_keeps_more(train, references):

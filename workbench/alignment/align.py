@@ -202,7 +202,7 @@ def pipeline(
     if finished and (finished.file("model").is_dir() or not save):
         return finished
     was_training, n_steps = model.training, sum(stage.steps for stage in stages)
-    start = {n: p.detach().clone() for n, p in model.named_parameters()} if _deploys(techniques) else {}
+    start = {n: p.detach().clone() for n, p in trained_parameters(model).items()} if _deploys(techniques) else {}
     with Run.start(runs_dir, parameters, slug=f"{route.replace('→', '-')}-{parameters['label']}", data=data) as run:
         course = _Course(run, model, tokenizer, techniques, suites or {}, eval_every, n_steps, start)
         with _progress_bar(n_steps, f"{route}, {parameters['label']}", progress) as course.bar:

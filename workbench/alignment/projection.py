@@ -1,8 +1,8 @@
 """The constraint of a gradient subspace as a callback for any `transformers.Trainer`; it knows no objective."""
 
-import fnmatch
 import math
 import sys
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -13,12 +13,13 @@ from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import CallbackHandler
 
+from workbench.alignment.measuring import Measurements
 from workbench.alignment.metric import optimizer_metric
 from workbench.alignment.references import ReferenceRows, share_out
 from workbench.alignment.refreshing import DriftRefresh, Refresh, RidingRefresh, RollingRefresh
 from workbench.alignment.restoring import Restore, Restoring
 from workbench.alignment.resuming import checkpoint_folder, load_state, save_state
-from workbench.alignment.support import refuse_unsupported, warn_of_rounding, why_not_in_batch
+from workbench.alignment.support import choose_parameters, refuse_unsupported, warn_of_rounding, why_not_in_batch
 from workbench.alignment.techniques import Technique
 from workbench.geometry.fitting import Rank
 from workbench.geometry.gradients import local_shard
@@ -37,8 +38,6 @@ NAMES: dict[Side, str] = {
     "metric": "metric_update_projection",
     "none": "plain_measured",
 }
-
-_KEPT = ("history", "_blocks", "_pending", "_steps_before")  # by a checkpoint
 
 
 class GradientProjection(TrainerCallback, Technique):
@@ -141,10 +140,11 @@ class GradientProjection(TrainerCallback, Technique):
             refresh = 1 if references_in_batch else 10
         if refresh not in ("rolling", "drift") and (not isinstance(refresh, int) or refresh < 1):
             raise ValueError(f'refresh must be a number of steps of at least 1, "rolling" or "drift", got {refresh!r}.')
-        if batch_size < 1 or n_samples < len(sizes) or not 0 < drift_threshold < 1:
+        if min(batch_size, gradients_per_domain or 1) < 1 or n_samples < len(sizes) or not 0 < drift_threshold < 1:
             raise ValueError(
-                f"batch_size must be at least 1, drift_threshold in (0, 1), and n_samples at least one row for each of "
-                f"the {len(sizes)} domains, got {batch_size}, {drift_threshold} and {n_samples}."
+                "batch_size and gradients_per_domain must be at least 1, drift_threshold in (0, 1), and n_samples at "
+                f"least one row for each of the {len(sizes)} domains, got {batch_size}, {gradients_per_domain}, "
+                f"{drift_threshold} and {n_samples}."
             )
         if references_in_batch and (refresh != 1 or min(references_in_batch) < 1):
             raise ValueError(
@@ -166,13 +166,16 @@ class GradientProjection(TrainerCallback, Technique):
         n_rows = references_in_batch[1] if references_in_batch else n_samples
         self.n_rows = {d: min(n, sizes[d]) for d, n in share_out(n_rows, list(sizes)).items()}
         self.n_gradients = gradients_per_domain or _gradients_needed(rank, len(sizes))
-        self._check_rows()
-        self.subspace: Any = None
-        self.history: list[dict[str, float]] = []
-        self._blocks: list[dict[str, Any]] = []
-        self._pending: list[dict[str, float]] = []
+        self._check_rank()
+        self._measured = Measurements()
+        # While a training runs:
         self._rows: ReferenceRows | None = None
         self._refresh: Refresh | None = None
+        self._last: Any = None  # the basis of a training that is over
+        self._model: Any = None  # whose losses before alignment are kept, weakly
+        self._clipping: tuple[Any, float] | None = None  # the trainer's arguments and the limit they came with
+        self._before: dict[str, Tensor] = {}
+        self._gradient: Any = None  # the reading of this step's
 
     def parameters(self) -> dict[str, Any]:
         """The settings, for a record."""
@@ -211,13 +214,19 @@ class GradientProjection(TrainerCallback, Technique):
         return self.references_in_batch[0] if self.references_in_batch else batch_size
 
     @property
+    def subspace(self) -> Any:
+        """The basis that holds now, or held last: a `Subspace`."""
+        return self._last if self._refresh is None else self._refresh.subspace
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """One dict per optimizer step."""
+        return self._measured.history
+
+    @property
     def block_history(self) -> list[dict[str, Any]]:
         """``step``, ``block``, ``leakage`` and ``removed_energy`` of every block at every step."""
-        return [
-            {"step": row["step"], "block": block, "leakage": leakage, "removed_energy": removed}
-            for row in self._blocks
-            for block, leakage, removed in zip(row["blocks"], row["leakage"], row["removed"], strict=True)
-        ]
+        return self._measured.by_block
 
     # --- the trainer's events, in the order of one optimizer step -----------------------------------------------------
 
@@ -235,33 +244,30 @@ class GradientProjection(TrainerCallback, Technique):
             raise ValueError("GradientProjection needs the trainer's tokenizer: pass processing_class= to the trainer.")
         model = kwargs["model"]
         self.close()
-        self._parameters = self._choose(trained_parameters(model))
+        self._parameters = choose_parameters(trained_parameters(model), self.target_parameters)
         refuse_unsupported(args, self._parameters, self.side)
         if self.side in ("update", "metric"):
             warn_of_rounding(self._parameters)
         self._reduce = shard_reducer(self._parameters.values())
         rows = ReferenceRows(self.references, tokenizer, self.max_length, self.seed)
-        if self._rows is not None and state.global_step == 0:
+        if self._rows is not None and self._model is not None and self._model() is model:
             rows.base = self._rows.base  # a second stage is held to the losses before the first
         rows.pack_if(self.packing, model)
-        self._rows = rows
-        self._steps_before = int(self.history[-1]["step"]) if self.history and state.global_step == 0 else 0
+        self._rows, self._model = rows, weakref.ref(model)
+        self._steps_before = 0 if state.global_step else self._measured.n_steps
         self._refresh = self._build_refresh(args, model, kwargs.get("optimizer"))
         self._restoring = Restoring(self.restore, self._reduce)
         if state.global_step:
-            folder, place = (
-                checkpoint_folder(args, state),
-                model.device if self.basis_device in (None, "disk") else self.basis_device,
-            )
-            self._resume(*load_state(folder, place, self._refresh.basis_class))
+            place = model.device if self.basis_device in (None, "disk") else self.basis_device
+            self._resume(*load_state(checkpoint_folder(args, state), place, self._refresh.basis_class))
         elif self.restore.strength and not rows.has_base:
             rows.measure_base(model, self.batch_size)
+        self._clipping = (args, args.max_grad_norm)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Refresh the basis when it is due, and keep the trainer from clipping what will be projected."""
         assert self._refresh is not None
         self._refresh.before_step(state.global_step)
-        self._max_grad_norm = args.max_grad_norm
         if self.side == "gradient" and self.before_clipping:
             args.max_grad_norm = 0.0
 
@@ -273,16 +279,15 @@ class GradientProjection(TrainerCallback, Technique):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Project the gradient if that is the side, and keep the parameters as they are before the step."""
         assert self._refresh is not None
-        args.max_grad_norm = self._max_grad_norm
+        self._unclip()
         self._refresh.after_backward()
-        self.subspace = self._refresh.subspace
-        self._gradient: Reading | None = None
+        self._gradient = None
         if self.side == "gradient":
             gradients = self._gradients()
             (self._gradient,) = self.subspace.read(gradients)
             self.subspace.subtract_(gradients, self.subspace.removal(self._gradient, self.when, -1))
-            if self.before_clipping and self._max_grad_norm:
-                self._clip(kwargs["model"], gradients)
+            if self.before_clipping and args.max_grad_norm:
+                self._clip(kwargs["model"], gradients, args.max_grad_norm)
         self._before = {name: local_shard(p.detach()).clone() for name, p in self._parameters.items()}
 
     @torch.no_grad()
@@ -303,24 +308,18 @@ class GradientProjection(TrainerCallback, Technique):
             self.subspace.subtract_(after, self.subspace.removal(raw, self.when), metric)
             (realised,) = self.subspace.read(step)
         self._before = {}
+        del step  # it would keep the copy from before
         self._note(self._steps_before + state.global_step + 1, raw, realised, self._restore(after, realised))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Add the means since the last log to the trainer's metrics."""
-        if "loss" not in logs or not self._pending:
-            return  # an evaluation, or the summary of the whole training
-        for key in {key: None for row in self._pending for key in row}:
-            values = [row[key] for row in self._pending if not math.isnan(row.get(key, math.nan))]
-            if values and key not in logs:
-                logs[key] = sum(values) / len(values)
-                state.log_history[-1][key] = logs[key]
-        self._pending = []
+        self._measured.add_to(logs, state)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep beside the checkpoint what a resumed training goes on with."""
         assert self._refresh is not None and self._rows is not None
-        kept = {name: getattr(self, name) for name in _KEPT}
-        kept |= {"rows": self._rows.state_dict(), "refresh": self._refresh.state_dict()}
+        kept: dict[str, Any] = {"rows": self._rows.state_dict(), "refresh": self._refresh.state_dict()}
+        kept |= {"measured": self._measured.state_dict(), "steps_before": self._steps_before}
         kept |= {"moments": self._restoring.moments, "n_restored": self._restoring.n_steps}
         subspace = self.subspace if self._refresh.outlasts_step else None
         save_state(checkpoint_folder(args, state), kept, subspace)
@@ -331,30 +330,29 @@ class GradientProjection(TrainerCallback, Technique):
 
     def close(self) -> None:
         """Leave the model as it was found, also when training was interrupted."""
+        self._last = self.subspace
         if self._refresh is not None:
             self._refresh.close()
-        self._refresh, self._before = None, {}
+        self._unclip()
+        self._refresh, self._before, self._clipping = None, {}, None
 
     # --- parts ----------------------------------------------------------------------------------------------------
 
-    def _check_rows(self) -> None:
+    def _check_rank(self) -> None:
+        n_domains = len(self.references)
+        whole = self.rank is None or self.rank == n_domains * self.n_gradients
+        if (self.when == "conflict" or self.restore.strength) and not whole:
+            raise ValueError(
+                'when="conflict" and restore= need every domain\'s mean gradient in the basis: leave rank out, or make '
+                f"it the number of reference gradients, {n_domains * self.n_gradients}; got {self.rank!r}."
+            )
         short = {domain: n for domain, n in self.n_rows.items() if n < self.n_gradients}
         if short:
             raise ValueError(
-                f"rank {self.rank} over {len(self.references)} domains needs {self.n_gradients} reference gradients "
-                f"of each, but so few rows are drawn: {short}. Lower the rank, draw more rows (n_samples, or "
-                "references_in_batch) or give more references."
+                f"rank {self.rank} over {n_domains} domains needs {self.n_gradients} reference gradients of each, but "
+                f"so few rows are drawn: {short}. Lower the rank (or gradients_per_domain), draw more rows (n_samples, "
+                "or references_in_batch) or give more references."
             )
-
-    def _choose(self, trained: Mapping[str, torch.nn.Parameter]) -> dict[str, torch.nn.Parameter]:
-        patterns = self.target_parameters or ["*"]
-        chosen = {n: p for n, p in trained.items() if any(fnmatch.fnmatch(n, pattern) for pattern in patterns)}
-        if not chosen:
-            raise ValueError(
-                f"target_parameters={patterns} matches none of the {len(trained)} trained parameters, such as "
-                f"{list(trained)[:3]}. Patterns are those of a shell: * stands for anything."
-            )
-        return chosen
 
     def _build_refresh(self, args: Any, model: torch.nn.Module, optimizer: Any) -> Refresh:
         on_disk = self.basis_device == "disk"
@@ -374,7 +372,7 @@ class GradientProjection(TrainerCallback, Technique):
             model,
             self._parameters,
             self._rows,
-            (lambda gradients, inplace: fit(gradients).on_disk()) if on_disk else fit,
+            (lambda gradients, inplace: fit(gradients, inplace=inplace).on_disk()) if on_disk else fit,
             self.n_rows,
             self.n_gradients,
             self.batch_size,
@@ -383,22 +381,34 @@ class GradientProjection(TrainerCallback, Technique):
 
     def _resume(self, state: Mapping[str, Any], subspace: Any) -> None:
         assert self._refresh is not None and self._rows is not None
-        for name in _KEPT:
-            setattr(self, name, state[name])
+        self._measured.load_state_dict(state["measured"])
+        self._steps_before = state["steps_before"]
         self._rows.load_state_dict(state["rows"])
         self._refresh.load_state_dict(state["refresh"])
-        self._restoring.moments, self._restoring.n_steps = dict(state["moments"]), state["n_restored"]
-        self._refresh.subspace = replace(subspace, reduce=self._reduce) if self._reduce else subspace
+        self._restoring.moments = {n: m.to(self._parameters[n].device) for n, m in state["moments"].items()}
+        self._restoring.n_steps = state["n_restored"]
+        self._refresh.subspace = replace(subspace, reduce=self._reduce) if subspace and self._reduce else subspace
+        if self.restore.strength and not self._rows.has_base:
+            raise ValueError(
+                "The checkpoint was written without restore=, so the losses before training are not known. Resume "
+                "without it, or start anew."
+            )
 
-    def _clip(self, model: torch.nn.Module, gradients: Mapping[str, Tensor]) -> None:
+    def _unclip(self) -> None:
+        """Give the trainer its limit back."""
+        if self._clipping is not None:
+            arguments, limit = self._clipping
+            arguments.max_grad_norm = limit
+
+    def _clip(self, model: torch.nn.Module, gradients: Mapping[str, Tensor], limit: float) -> None:
         """Clip as the trainer would have; the length of what is left is known if all of it has just been projected."""
-        assert self._gradient is not None
-        if not self.subspace.rank or self.when != "always" or len(gradients) < len(trained_parameters(model)):
-            torch.nn.utils.clip_grad_norm_(model.parameters(), self._max_grad_norm)
+        n_trained = sum(p.numel() for p in trained_parameters(model).values())
+        if not self.subspace.rank or self.when != "always" or self.subspace.n_params < n_trained:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
             return
         left = (self._gradient.total - self._gradient.energy.inside).clamp(min=0).sum().sqrt().item()
-        if left > self._max_grad_norm:
-            torch._foreach_mul_(list(gradients.values()), self._max_grad_norm / (left + 1e-6))
+        if left > limit:
+            torch._foreach_mul_(list(gradients.values()), limit / (left + 1e-6))
 
     def _gradients(self) -> dict[str, Tensor]:
         return {
@@ -416,7 +426,7 @@ class GradientProjection(TrainerCallback, Technique):
         return {"restore_size": size, **{f"violation/{domain}": rise for domain, rise in violations.items()}}
 
     def _note(self, step: int, raw: Reading, realised: Reading, restored: Mapping[str, float]) -> None:
-        assert self._refresh is not None and self._gradient is not None
+        assert self._refresh is not None
         projected, direction = (self._gradient, -1) if self.side == "gradient" else (raw, 1)
         moved = bool(realised.total.sum() > 0)
         metrics = {
@@ -429,16 +439,8 @@ class GradientProjection(TrainerCallback, Technique):
             "refresh_seconds": self._refresh.seconds,
             **restored,
         }
-        self.history.append({"step": step, **metrics})
-        self._pending.append(metrics)
-        self._blocks.append(
-            {
-                "step": step,
-                "blocks": tuple(self.subspace.blocks),
-                "leakage": realised.energy.shares.sqrt().tolist(),
-                "removed": projected.energy.shares.tolist(),
-            }
-        )
+        shares = {"leakage": realised.energy.shares.sqrt(), "removed_energy": projected.energy.shares}
+        self._measured.note(step, metrics, self.subspace.names, **shares)
 
 
 def _gradients_needed(rank: Rank, n_domains: int) -> int:

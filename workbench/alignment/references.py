@@ -175,6 +175,9 @@ def _n_labels(row: Mapping[str, list[int]]) -> int:
 def _row_losses(model: torch.nn.Module, batch: Batch) -> Tensor:
     """Of every row the sum of its answer tokens' cross-entropies, in nats, and their number; (rows, 2)."""
     inputs = {key: value for key, value in batch.items() if key != "labels"}
-    logits, labels = model(**inputs, use_cache=False).logits[:, :-1].float(), batch["labels"][:, 1:]
-    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
-    return torch.stack([losses.double().sum(1), (labels != IGNORED).double().sum(1)], dim=1)
+    logits, labels = model(**inputs, use_cache=False).logits[:, :-1], batch["labels"][:, 1:]
+    counts = labels != IGNORED
+    found = torch.nn.functional.cross_entropy(logits[counts].float(), labels[counts], reduction="none")
+    losses = torch.zeros(labels.shape, dtype=torch.float64, device=labels.device)
+    losses[counts] = found.double()
+    return torch.stack([losses.sum(1), counts.double().sum(1)], dim=1)

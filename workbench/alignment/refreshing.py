@@ -10,7 +10,7 @@ from torch import Tensor
 
 from workbench.alignment.references import Draw, ReferenceRows, share_out
 from workbench.geometry.activations import ActivationSubspace
-from workbench.geometry.gradients import ReferenceGradients, reference_gradients
+from workbench.geometry.gradients import NOT_FINITE, ReferenceGradients, reference_gradients
 from workbench.geometry.sharding import sum_gradients_, sum_over_processes_, world
 from workbench.geometry.split import GradientSplit
 from workbench.geometry.streaming import SlidingWindow
@@ -112,7 +112,8 @@ class Refresh:
 
     def _explained(self) -> float:
         """The share of a fresh reference gradient's energy, all domains together, that the basis holds."""
-        n_rows = {domain: n for domain, n in share_out(N_PROBE, list(self.n_rows)).items() if n}
+        wanted = share_out(max(N_PROBE, len(self.n_rows)), list(self.n_rows))
+        n_rows = {domain: min(n, self.n_rows[domain]) for domain, n in wanted.items()}
         batches = self._batches(self.rows.draw(n_rows))
         together = [(batch, share / len(batches)) for gradients in batches.values() for batch, share in gradients[0]]
         found = reference_gradients(self.model, {"": [together]}, self.parameters, loss_scale=self.loss_scale())
@@ -122,15 +123,16 @@ class Refresh:
     def _gradients(self, draw: Draw) -> ReferenceGradients:
         scale = self.loss_scale()
         while True:
-            try:
-                found = reference_gradients(self.model, self._batches(draw), self.parameters, loss_scale=scale)
-                break
-            except FloatingPointError:
-                if scale <= 1 or world()[1] > 1:
-                    raise
+            batches = self._batches(draw)
+            found = reference_gradients(self.model, batches, self.parameters, loss_scale=scale, require_finite=False)
+            sum_gradients_(found.tensors, self.parameters)
+            if broken := _not_finite(found.tensors):
+                if scale <= 1:
+                    raise FloatingPointError(NOT_FINITE.format(broken))
                 scale /= 16  # float16 overflows where training itself would have skipped the step
+                continue
+            break
         assert found.losses is not None
-        sum_gradients_(found.tensors, self.parameters)
         sum_over_processes_([found.losses])
         self._compare(found.domains, found.losses, self.rows.base_losses(draw) if self.rows.has_base else None)
         return found
@@ -216,8 +218,9 @@ class RollingRefresh(Refresh):
         """Go on where `state_dict` was taken."""
         super().load_state_dict(state)
         if state["window"]:
+            rows = {name: rows.to(self.parameters[name].device) for name, rows in state["window"]["rows"].items()}
             self.window = SlidingWindow(len(self.n_rows) * self.n_gradients)
-            self.window.load_state_dict(state["window"])
+            self.window.load_state_dict({**state["window"], "rows": rows})
 
     def _refresh(self, step: int) -> bool:
         domains = list(self.n_rows)
@@ -241,6 +244,12 @@ class RidingRefresh(Refresh):
         """As `Refresh`; `n_rows` are those of one micro-batch in one process."""
         super().__init__(*args, **options)
         self.domains = tuple(d for d in self.n_rows for _ in range(self.n_gradients))
+        short = {d: len(self.rows.rows[d]) for d, n in self.n_rows.items() if len(self.rows.rows[d]) < n * world()[1]}
+        if short:
+            raise ValueError(
+                f"{world()[1]} processes take {self.n_rows} reference rows each into every batch, but there are only "
+                f"{short}. Give more references, or fewer in references_in_batch."
+            )
         self.split = GradientSplit(self.model, self.parameters, len(self.domains))
         self._base: list[Tensor] = []
 
@@ -262,16 +271,27 @@ class RidingRefresh(Refresh):
         """Fit the basis on what came out of the backward."""
         started = time.perf_counter()
         tensors, losses = self.split.collect()
-        base = torch.stack(self._base).mean(0) if self._base else None
-        if (n_processes := world()[1]) > 1:
-            shared = [*tensors.values(), losses, *([base] if base is not None else [])]
-            sum_over_processes_(shared)
-            for tensor in shared:
-                tensor /= n_processes
-        self._compare(self.domains, losses, base)
+        base = torch.stack(self._base).mean(0).to(losses) if self._base else losses
+        both = torch.stack([losses, base]) / world()[1]
+        sum_over_processes_([both])
+        sum_over_processes_(tensors.values())
+        overflown = self.loss_scale() > 1 and _not_finite(tensors)
+        for tensor in tensors.values():
+            if overflown:
+                tensor.zero_()  # no basis, for a step that float16 will probably skip
+            elif world()[1] > 1:
+                tensor /= world()[1]
+        self._compare(self.domains, both[0], both[1].cpu().double() if self._base else None)
         self.subspace = self.fit(ReferenceGradients(self.domains, tensors, losses), inplace=True)
         self.seconds = time.perf_counter() - started
 
     def close(self) -> None:
         """Take the split out of the model."""
         self.split.remove()
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> str:
+    """The parameter in whose gradients some process finds NaN or infinity; empty if none does."""
+    sums = torch.stack([rows.sum(dtype=torch.float32) for rows in tensors.values()])
+    sum_over_processes_([sums])
+    return next((name for name, good in zip(tensors, sums.isfinite().tolist(), strict=True) if not good), "")

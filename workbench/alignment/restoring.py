@@ -33,10 +33,11 @@ class Restore:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        if self.strength < 0 or not 0 < self.decay < 1 or (self.tolerance is not None and self.tolerance <= 0):
+        positive = self.floor > 0 and (self.tolerance is None or self.tolerance > 0)
+        if self.strength < 0 or not 0 < self.decay < 1 or not positive:
             raise ValueError(
-                "restore needs a strength of at least 0, a decay in (0, 1) and a tolerance above 0 or None, got "
-                f"{self}."
+                "restore needs a strength of at least 0, a decay in (0, 1), a floor above 0 and a tolerance above 0 or "
+                f"None, got {self}."
             )
 
     def size(self, violations: Tensor) -> float:
@@ -74,10 +75,11 @@ class Restoring:
         if not size or not step_length or not subspace.rank:
             return 0.0
         weights = subspace.mixture((violations > 0).double())
+        length = torch.einsum("bi,bij,bj->", weights, subspace.grams, weights).sqrt().item()
+        if not length:
+            return 0.0  # the losses are higher, but flat here
         if self.settings.tolerance is None:
-            length = torch.einsum("bi,bij,bj->", weights, subspace.grams, weights).sqrt().item()
-            if length:
-                subspace.subtract_(parameters, weights * (size * step_length / length))
+            subspace.subtract_(parameters, weights * (size * step_length / length))
             return size
         self._preconditioned_(parameters, subspace, weights, size * step_length)
         return size
@@ -96,10 +98,8 @@ class Restoring:
         torch._foreach_addcmul_(moments, v, v, 1 - self.settings.decay)
         correction = 1 - self.settings.decay**self.n_steps
         mean = self._sum([m.sum() for m in moments]) / correction / subspace.n_params
-        roots = torch._foreach_sqrt(moments)
-        torch._foreach_div_(roots, correction**0.5)
-        torch._foreach_clamp_min_(roots, self.settings.floor * mean**0.5)
-        torch._foreach_div_(v, roots)
+        for pulled, moment in zip(v, moments, strict=True):
+            pulled.div_((moment / correction).sqrt_().clamp_min_(self.settings.floor * mean**0.5))
         norm = self._sum([n.square() for n in torch._foreach_norm(v)]) ** 0.5
         torch._foreach_add_(list(chosen.values()), v, alpha=-length / norm)
 

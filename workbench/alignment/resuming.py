@@ -28,8 +28,8 @@ def save_state(folder: Path, state: Mapping[str, Any], subspace: Any) -> None:
     base.with_suffix(".json").write_text(json.dumps(plain))  # last: where it is, the rest is
 
 
-def load_state(folder: Path, device: Any, basis_class: Any) -> tuple[dict[str, Any], Any]:
-    """Read what `save_state` wrote: the state, and the basis or None.
+def load_state(folder: Path, basis_device: Any, basis_class: Any) -> tuple[dict[str, Any], Any]:
+    """Read what `save_state` wrote: the state, on the CPU, and the basis or None.
 
     Raises:
         FileNotFoundError: The checkpoint has no state.
@@ -44,10 +44,10 @@ def load_state(folder: Path, device: Any, basis_class: Any) -> tuple[dict[str, A
             "was, or start anew."
         )
     state = json.loads(base.with_suffix(".json").read_text())
-    for key, tensor in load_file(base.with_suffix(".safetensors"), device=str(device)).items():
+    for key, tensor in load_file(base.with_suffix(".safetensors")).items():
         _place(state, key.split("\t"), tensor)
     subspace = base.with_suffix(".subspace.safetensors")
-    return state, basis_class.load(subspace, str(device)) if subspace.exists() else None
+    return state, basis_class.load(subspace, str(basis_device)) if subspace.exists() else None
 
 
 def _name() -> str:

@@ -1,8 +1,9 @@
-"""Where the constraint holds, and where it would silently not."""
+"""Where the constraint holds, and where it would silently not: what is chosen, refused and warned of."""
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
 from typing import Any
 
 import torch
@@ -11,6 +12,23 @@ from workbench.geometry.split import unsplittable
 
 # Optimizers that step inside the backward, before a callback is called.
 _STEP_IN_BACKWARD = ("layerwise", "lomo")
+
+
+def choose_parameters(
+    trained: Mapping[str, torch.nn.Parameter], patterns: Sequence[str] | None
+) -> dict[str, torch.nn.Parameter]:
+    """The parameters whose names match one of the patterns, or all.
+
+    Raises:
+        ValueError: None does.
+    """
+    chosen = {n: p for n, p in trained.items() if any(fnmatch(n, pattern) for pattern in patterns or ["*"])}
+    if not chosen:
+        raise ValueError(
+            f"target_parameters={patterns} matches none of the {len(trained)} trained parameters, such as "
+            f"{list(trained)[:3]}. Patterns are those of a shell: * stands for anything."
+        )
+    return chosen
 
 
 def refuse_unsupported(args: Any, parameters: Mapping[str, torch.nn.Parameter], side: str) -> None:
@@ -66,6 +84,7 @@ def why_not_in_batch(
         )
     reasons = unsplittable(model, parameters)
     reasons += [f"{name}=True" for name in ("packing", "padding_free") if getattr(args, name, False)]
+    reasons += ["NEFTune's noise"] if getattr(args, "neftune_noise_alpha", None) else []
     reasons += ["nn.DataParallel over several devices"] if args.n_gpu > 1 else []
     if reasons:
         warnings.warn(

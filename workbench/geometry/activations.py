@@ -130,6 +130,11 @@ class ActivationSubspace:
         return cls(blocks, {"energy": energy})
 
     @property
+    def names(self) -> list[str]:
+        """Of the blocks, each a parameter's."""
+        return list(self.blocks)
+
+    @property
     def rank(self) -> int:
         """The number of directions of parameter space over all blocks, Σ k·out_features."""
         return sum(block.rank for block in self.blocks.values())

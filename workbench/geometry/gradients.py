@@ -13,6 +13,11 @@ Loss = Callable[[torch.nn.Module, Batch], Tensor]
 # One batch; several that count as one, by their numbers of labels; or several with the weight of each.
 Batches = Batch | Sequence[Batch] | Sequence[tuple[Batch, float]]
 
+NOT_FINITE = (
+    "The reference gradient of {} holds NaN or infinity. Look for rows without an answer token, or compute reference "
+    "gradients in float32 or bfloat16 rather than float16."
+)
+
 
 @dataclass(frozen=True)
 class ReferenceGradients:
@@ -61,6 +66,7 @@ def reference_gradients(
     parameters: Mapping[str, torch.nn.Parameter] | None = None,
     loss: Loss = model_loss,
     loss_scale: float = 1.0,
+    require_finite: bool = True,
 ) -> ReferenceGradients:
     """One gradient per batch of each domain (OGPSA, 2602.07892: one batch, hence the mean gradient, per domain).
 
@@ -77,6 +83,7 @@ def reference_gradients(
         parameters: By name; None takes all that require gradients.
         loss: (model, batch) → scalar.
         loss_scale: The loss is multiplied by it and the gradient divided, so that float16 does not underflow.
+        require_finite: Whether NaN and infinity are refused, or left to the caller.
 
     Raises:
         ValueError: No parameter requires a gradient, or there is no batch.
@@ -101,11 +108,8 @@ def reference_gradients(
     for name, rows in tensors.items():
         if loss_scale != 1:
             rows /= loss_scale
-        if not rows.sum().isfinite():
-            raise FloatingPointError(
-                f"The reference gradient of {name} holds NaN or infinity. Look for rows without an answer token, or "
-                "compute reference gradients in float32 or bfloat16 rather than float16."
-            )
+        if require_finite and not rows.sum().isfinite():
+            raise FloatingPointError(NOT_FINITE.format(name))
     return ReferenceGradients(domains, tensors, torch.stack(losses))
 
 
@@ -123,22 +127,29 @@ def local_shard(tensor: Tensor) -> Tensor:
 def undisturbed(model: torch.nn.Module) -> Iterator[None]:
     """Mode, random state and every ``.grad`` as before, whatever happens inside, where dropout is off.
 
-    Modules that checkpoint their activations ask for training mode to do so, and keep it; their children do not.
+    Modules that checkpoint their activations ask for training mode to do so, and keep it; their children do not, and
+    their own rates of dropout, of which OPT's layers have one, are 0 meanwhile.
     """
     modes = {module: module.training for module in model.modules()}
+    checkpointing = [m for m, training in modes.items() if training and getattr(m, "gradient_checkpointing", False)]
+    rates = [(m, n, v) for m in checkpointing for n, v in vars(m).items() if "drop" in n and isinstance(v, float)]
     waiting = {p: p.grad for p in model.parameters()}
     device = next(model.parameters()).device
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         try:
-            for module, training in modes.items():
-                module.training = training and getattr(module, "gradient_checkpointing", False)
+            for module in modes:
+                module.training = module in checkpointing
+            for module, name, _ in rates:
+                setattr(module, name, 0.0)
             for p in waiting:
                 p.grad = None
             yield
         finally:
             for p, grad in waiting.items():
                 p.grad = grad
+            for module, name, rate in rates:
+                setattr(module, name, rate)
             for module, training in modes.items():
                 module.training = training
                 # FSDP2 shows whole parameters after a forward without a backward.

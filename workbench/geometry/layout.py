@@ -27,7 +27,7 @@ Metric = Callable[[str], Chunks]  # parameter name → the diagonal of D, chunk 
 Rows = Mapping[str, Tensor]  # (m, *shape) by parameter name
 Store = list[Tensor]  # rows as a layout keeps them: the chunks of each pack, then each large tensor's (m, numel)
 
-_SMALL = 2**16  # elements up to which a tensor is packed
+_SMALL = 2**15  # elements up to which a tensor is packed
 _CHUNK = 256  # elements of a pack that are multiplied together
 
 
@@ -122,7 +122,7 @@ class Layout:
             matrices: (n_blocks, R, m).
             dtype: Of the result; None is that of the rows.
             device: Of the result; None is that of the rows.
-            inplace: Whether large tensors may be overwritten.
+            inplace: Whether large tensors may be overwritten, where the result has as many rows.
         """
         found = []
         for pack, chunks in self._packed(store):
@@ -130,8 +130,8 @@ class Layout:
         for name, rows in self._large(store):
             matrix = matrices[self.block_of[name]]
             place = (dtype or rows.dtype, torch.device(device or rows.device))
-            if inplace and place == (rows.dtype, rows.device):
-                out = rows[: len(matrix)]
+            if inplace and place == (rows.dtype, rows.device) and len(matrix) == len(rows):
+                out = rows  # with fewer rows, what is left over would live as long as the basis
             else:
                 out = torch.empty(len(matrix), rows.shape[1], dtype=place[0], device=place[1])
             found.append(transform(rows, matrix, out))

@@ -168,7 +168,7 @@ class Subspace:
                 `FrequentDirections`.
             dtype: Of the stored basis; None keeps that of the gradients. Dots are taken in float32 at least.
             device: Where the basis lies; None keeps that of the gradients.
-            inplace: Whether the basis may overwrite the gradients, which then saves a copy.
+            inplace: Whether the basis may overwrite the gradients, which saves a copy where it has as many rows.
             reduce: As in the attribute.
 
         Raises:
@@ -208,6 +208,11 @@ class Subspace:
             )
             for i, (block, names) in enumerate(self.layout.groups.items())
         }
+
+    @property
+    def names(self) -> list[str]:
+        """Of the blocks."""
+        return list(self.layout.groups)
 
     @cached_property
     def rank(self) -> int:
@@ -311,6 +316,8 @@ class Subspace:
         if when == "always":
             return (inverse(reading.grams) @ reading.dots[..., None]).squeeze(2)
         slopes = direction * self._slopes(reading)
+        if not slopes.isfinite().all():
+            return torch.zeros_like(reading.dots)  # a float16 gradient that overflowed: its step will be skipped
         grams = self.generators.mT @ reading.grams @ self.generators
         return direction * (self.generators @ nonnegative_qp(grams, slopes)[..., None]).squeeze(2)
 
