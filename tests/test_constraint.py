@@ -96,7 +96,7 @@ def test_a_basis_in_bfloat16_is_left_as_exactly_as_one_in_float32():
     """The stored rows are not orthonormal, but their Gram matrix is known."""
     gradients = random_gradients(4, torch.float32)
     coarse = Subspace.fit(gradients, 4, "global", dtype=torch.bfloat16)
-    assert coarse.blocks["all"].basis.dtype == torch.bfloat16
+    assert {part.dtype for part in coarse.blocks["all"].parts.values()} == {torch.bfloat16}
     vectors = random_vectors(7, torch.float32)
     coarse.project_out_(vectors)
     assert math.sqrt(coarse.energy(vectors).share) < 2e-7
@@ -240,3 +240,26 @@ def test_dropout_is_off_in_layers_that_checkpoint_and_drop_out_by_themselves(ree
     for name, g in gradient(model, batch).items():
         torch.testing.assert_close(g, expected[name], rtol=1e-5, atol=1e-8)
     assert model.model.decoder.layers[0].dropout == 0.5
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_that_stay_as_they_are_span_the_same_and_constrain_the_same(scope, dtype):
+    gradients = random_gradients(3, dtype)
+    scales = torch.tensor([1e-3, 1.0, 1e2], dtype=dtype)
+    scaled = {n: t * scales.view(-1, *[1] * (t.ndim - 1)) for n, t in gradients.tensors.items()}
+    gradients = ReferenceGradients(gradients.domains, scaled)
+    made, kept = (Subspace.fit(gradients, None, scope, as_they_are=flag) for flag in (False, True))
+    assert (kept.grams - made.grams).abs().max() > 1, "the gradients were made orthonormal"
+    for name, cosines in made.principal_angles(kept).items():
+        torch.testing.assert_close(cosines, torch.ones_like(cosines), rtol=0, atol=1e-6, msg=name)
+    one, other = random_vectors(9, dtype), random_vectors(9, dtype)
+    torch.testing.assert_close(made.project_out_(one).inside, kept.project_out_(other).inside, rtol=1e-5, atol=0)
+    assert math.sqrt(kept.energy(other).share) < (5e-7 if dtype == torch.float32 else 1e-14)
+    for name in SHAPES:
+        torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-5 if dtype == torch.float32 else 1e-13)
+    for block in kept.blocks.values():
+        assert (block.basis @ block.basis.T - torch.eye(block.rank, dtype=dtype)).abs().max() < 1e-6
+    for name, row in made.coefficients(random_vectors(5, dtype)).items():
+        other = kept.coefficients(random_vectors(5, dtype))[name]
+        assert row.norm().item() == pytest.approx(other.norm().item(), rel=1e-5)

@@ -357,7 +357,8 @@ class GradientProjection(TrainerCallback, Technique):
     def _build_refresh(self, args: Any, model: torch.nn.Module, optimizer: Any) -> Refresh:
         on_disk = self.basis_device == "disk"
         place: Any = {"dtype": self.basis_dtype, "device": None if on_disk else self.basis_device}
-        fit: Any = partial(Subspace.fit, rank=self.rank, scope=self.scope, reduce=self._reduce, **place)
+        place |= {"as_they_are": True, "reduce": self._reduce}
+        fit: Any = partial(Subspace.fit, rank=self.rank, scope=self.scope, **place)
         scaler = getattr(optimizer, "scaler", None)
         build: Any
         if self.references_in_batch and not why_not_in_batch(args, model, self._parameters, self.references_in_batch):

@@ -9,6 +9,8 @@ from torch import Tensor
 from workbench.geometry.fitting import Reduce
 from workbench.geometry.subspace import Subspace
 
+ROUNDING = 1e-5  # nats, by which two passes over the same rows in float32 may differ: no violation
+
 
 @dataclass(frozen=True)
 class Restore:
@@ -42,7 +44,7 @@ class Restore:
 
     def size(self, violations: Tensor) -> float:
         """ρ_t for the violation of every domain; 0 where nothing is violated."""
-        if not (violations > 0).any():
+        if not (violations > ROUNDING).any():
             return 0.0
         scale = 1.0 if self.tolerance is None else min(1.0, violations.clamp(min=0).mean().item() / self.tolerance)
         return self.strength * scale
@@ -74,7 +76,7 @@ class Restoring:
         size = self.settings.size(violations)
         if not size or not step_length or not subspace.rank:
             return 0.0
-        weights = subspace.mixture((violations > 0).double())
+        weights = subspace.mixture((violations > ROUNDING).double())
         length = torch.einsum("bi,bij,bj->", weights, subspace.grams, weights).sqrt().item()
         if not length:
             return 0.0  # the losses are higher, but flat here

@@ -78,20 +78,24 @@ def orthonormalise(
     dtype: torch.dtype | None,
     device: torch.device | str | None,
     inplace: bool,
+    as_they_are: bool,
     reduce: Reduce | None,
 ) -> tuple[Store, Tensor, Tensor]:
     """The rows T R of every block, their Gram matrices as stored, and the T that made them.
 
     Rounding, first of T R and then to `dtype`, leaves rows only nearly orthonormal. The first is mended by a second
     pass where it shows (Cholesky QR done twice, Yamamoto et al. 2015), of which there is no danger while T hardly
-    magnifies its terms; the second is what the Gram matrices are for.
+    magnifies its terms; the second is what the Gram matrices are for. They also serve rows that are not orthonormal at
+    all: where T is tame and keeps every direction, the gradients may stay as they are, which saves two passes.
     """
-    kept = matrices @ grams @ matrices.mT  # what the inner products of T R would be without rounding
+    lengths = grams.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
+    tame = not (matrices.abs() @ lengths[..., None] > _TAME).any()
+    if as_they_are and tame and dtype is device is None and matrices.any(2).all() and matrices.shape == grams.shape:
+        return store, grams, torch.eye(grams.shape[1]).to(grams).expand_as(grams)
     store = layout.transform(store, matrices, dtype, device, inplace)
     tolerance = _POLISH.get(store[0].dtype)
-    lengths = grams.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
-    if tolerance and not (matrices.abs() @ lengths[..., None] > _TAME).any():
-        return store, kept, matrices
+    if tolerance and tame:
+        return store, matrices @ grams @ matrices.mT, matrices  # inner products as they would be without rounding
     stored, live = reduced(layout.grams(store), reduce), matrices.any(2)
     if tolerance and live.any() and (stored - torch.diag_embed(live.double())).abs().max() > tolerance:
         mends = _inverse_roots(stored, live)
@@ -107,8 +111,11 @@ def reduced(tensor: Tensor, reduce: Reduce | None) -> Tensor:
 
 def inverse(grams: Tensor) -> Tensor:
     """The inverse of each positive definite matrix, whose unused last rows and columns are zero, as they stay."""
-    unused = torch.diag_embed((grams.diagonal(dim1=1, dim2=2) <= 0).double())
-    return torch.linalg.inv(grams + unused) - unused
+    diagonal = grams.diagonal(dim1=1, dim2=2)
+    scale = torch.where(diagonal > 0, diagonal, 1).rsqrt()  # lengths may differ by orders of magnitude
+    scale = scale[:, :, None] * scale[:, None, :]
+    unused = torch.diag_embed((diagonal <= 0).double())
+    return (torch.linalg.inv(grams * scale + unused) - unused) * scale
 
 
 def _scaled(grams: Tensor, scale: bool) -> tuple[Tensor, Tensor]:

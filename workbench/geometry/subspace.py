@@ -24,7 +24,7 @@ from workbench.geometry.fitting import (
     reduced,
     singular_values,
 )
-from workbench.geometry.gradients import ReferenceGradients
+from workbench.geometry.gradients import ReferenceGradients, wide
 from workbench.geometry.kernels import Vector, cross_gram
 from workbench.geometry.layout import Layout, Metric, Store
 
@@ -38,9 +38,10 @@ class Block:
     """A basis of one block of parameters, stored by parameter.
 
     Attributes:
-        parts: (R, numel) by parameter name. The first r rows, over all parts, are orthonormal up to the rounding of
-            their type; the others are zero, so that R is the same for all blocks.
-        gram: U Uᵀ of the rows as they are stored, in float64; (R, R). The identity, but for that rounding.
+        parts: (R, numel) by parameter name. The first r rows, over all parts, span the block's subspace and are
+            orthonormal up to the rounding of their type, unless they were fitted `as_they_are`; the others are zero,
+            so that R is the same for all blocks.
+        gram: U Uᵀ of the rows as they are stored, in float64; (R, R).
         generators: A with R_k = Uᵀ A_k: the mean reference gradient of each domain in its true length; (R, n_domains).
         singular_values: Of all the block's reference gradients, each scaled to unit length, descending; (m,).
         n_params: The number of parameters in the block, d_b, over all shards.
@@ -64,8 +65,9 @@ class Block:
 
     @property
     def basis(self) -> Tensor:
-        """(r, d_b) rows over all parameters in order; a copy, to look at."""
-        return torch.cat(list(self.parts.values()), dim=1)[: self.rank]
+        """(r, d_b) orthonormal rows over all parameters in order, in float32 or wider; a copy, to look at."""
+        rows = torch.cat(list(self.parts.values()), dim=1)[: self.rank]
+        return _whitener(self).to(rows.device, wide(rows)) @ rows.to(wide(rows))
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,7 @@ class Subspace:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         inplace: bool = False,
+        as_they_are: bool = False,
         reduce: Reduce | None = None,
     ) -> "Subspace":
         """The subspace that protects what the gradients stand for.
@@ -169,6 +172,8 @@ class Subspace:
             dtype: Of the stored basis; None keeps that of the gradients. Dots are taken in float32 at least.
             device: Where the basis lies; None keeps that of the gradients.
             inplace: Whether the basis may overwrite the gradients, which saves a copy where it has as many rows.
+            as_they_are: Whether gradients that are far from dependent, and are all kept, may stay as they are instead
+                of being made orthonormal: the subspace is the same, and two passes over them are saved.
             reduce: As in the attribute.
 
         Raises:
@@ -185,7 +190,8 @@ class Subspace:
         if broken := [n for n, good in zip(layout.groups, grams.isfinite().flatten(1).all(1), strict=True) if not good]:
             raise ValueError(f"The reference gradients of {', '.join(broken[:3])} hold NaN or infinity, or overflow.")
         matrices = combinations(grams, sizes, rank, scale)
-        store, stored, matrices = orthonormalise(layout, store, grams, matrices, dtype, device, inplace, reduce)
+        options = (dtype, device, inplace, as_they_are, reduce)
+        store, stored, matrices = orthonormalise(layout, store, grams, matrices, *options)
         domains = tuple(dict.fromkeys(gradients.domains))
         means = torch.tensor([[d == domain for domain in domains] for d in gradients.domains]).double()
         generators = inverse(stored) @ matrices @ grams @ (means / means.sum(0))
@@ -254,9 +260,10 @@ class Subspace:
         return self.read(vectors)[0].energy
 
     def coefficients(self, vectors: Mapping[str, Vector]) -> dict[str, Tensor]:
-        """Uᵀx of every block; each (r,), in float64."""
+        """Uᵀx of every block, in an orthonormal basis; each (r,), in float64."""
         dots = self.read(vectors)[0].dots
-        return {name: row[: block.rank] for (name, block), row in zip(self.blocks.items(), dots, strict=True)}
+        blocks = zip(self.blocks.items(), dots, strict=True)
+        return {name: _whitener(block) @ row[: block.rank] for (name, block), row in blocks}
 
     def conflicts(self, reading: Reading, direction: Literal[-1, 1]) -> Tensor:
         """Which domains' losses rise to first order, block by block; (n_blocks, n_domains), boolean.
