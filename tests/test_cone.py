@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import optimize
 
 from workbench.geometry.cone import nonnegative_qp
 
@@ -47,7 +48,6 @@ def test_every_block_meets_the_optimality_conditions(m, d):
 
 @pytest.mark.parametrize(("m", "d"), [(2, 5), (4, 3), (8, 20), (8, 4), (32, 40), (32, 10)])
 def test_it_agrees_with_scipy(m, d):
-    optimize = pytest.importorskip("scipy.optimize")
     references, x, gram, target = program(20, m, d, seed=3)
     corrected = correct(references, x, nonnegative_qp(gram, target))
     for block in range(20):
