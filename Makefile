@@ -19,7 +19,7 @@ test: $(STAMP)  # lint, types and tests
 lab: $(STAMP)  # the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks/
 
-study: $(STAMP)  # the README's tables: 9 techniques on 5 bases, at a large and at a gentle learning rate
+study: $(STAMP)  # the README's large table: 9 techniques x 5 bases x 5 seeds
 	$(BIN)/python -m workbench run notebooks/07_safety_utility_curves.ipynb -p n_bases 5 -p n_seeds 5
 
 bench: $(STAMP)  # what projection costs, as ratios within one run
