@@ -39,7 +39,7 @@ def main() -> None:
     for name in options.names or BENCHMARKS:
         sizes = options.sizes or BENCHMARKS[name][device.type != "cpu"]
         settings = Settings(device, getattr(torch, dtype), tuple(sizes), **given)
-        report = Report(name, [], environment(settings))
+        report = Report(name, environment(settings))
         module = importlib.import_module(f"benchmarks.{name}")
         for row in module.run(settings):
             report.rows.append(row)

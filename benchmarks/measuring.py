@@ -45,24 +45,27 @@ class Settings:
 
 @dataclass(frozen=True)
 class Report:
-    """What one benchmark found.
+    """What one run of a benchmark found.
 
     Attributes:
         name: Of the benchmark.
+        environment: Where, when and with what it ran.
         rows: A dict for each line of the table; one with ``skipped`` says why there is nothing else in it.
-        environment: Where, when and with what.
     """
 
     name: str
-    rows: list[Row]
-    environment: Row = field(default_factory=dict)
+    environment: Row
+    rows: list[Row] = field(default_factory=list)
 
     def save(self, folder: Path) -> Path:
-        """Write ``<device>-<benchmark>-<dtype>.json``, in place of an earlier one."""
+        """Write ``<device>-<benchmark>-<dtype>.json``, a row a line; sizes that are there already are replaced."""
         folder.mkdir(parents=True, exist_ok=True)
         device = re.sub(r"[^a-z0-9]+", "-", self.environment["device"].lower().replace("(r)", "")).strip("-")
         path = folder / f"{device}-{self.name}-{self.environment['dtype']}.json"
-        path.write_text(json.dumps({"benchmark": self.name, **self.environment, "rows": self.rows}, indent=1) + "\n")
+        kept = json.loads(path.read_text()) if path.exists() else []
+        kept = [row for row in kept if row["size"] not in {row["size"] for row in self.rows}]
+        lines = [json.dumps(row) for row in [*kept, *(row | {"run": self.environment} for row in self.rows)]]
+        path.write_text("[\n" + ",\n".join(lines) + "\n]\n")
         return path
 
     def table(self) -> str:
