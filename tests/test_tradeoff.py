@@ -10,12 +10,17 @@ from hypothesis import strategies as st
 
 from workbench.study.tradeoff import (
     alignment_tax,
+    area_under_curve,
+    areas_under_curve,
     at_matched_safety,
+    hypervolume,
     interval,
+    matched_curve,
     matched_safety,
     paired_difference,
     pareto_set,
     retention,
+    retentions,
     student_t,
     summarise,
     tax_per_safety_gain,
@@ -197,3 +202,135 @@ def test_with_several_bases_each_counts_once():
     assert found == pytest.approx(interval([0.2, 0.6, 0.0]))
     one = pd.DataFrame([row for row in rows if row["model"] == "a"])
     assert paired_difference(one, "new", "plain", "utility") == pytest.approx(interval([0.1, 0.3]))
+
+
+# every level of safety
+
+
+def runs_of(ways: dict[tuple[str, str, int], list[dict]]) -> pd.DataFrame:
+    """One run per (label, base, seed), which ends where its way does."""
+    rows = [
+        {
+            "label": label,
+            "model": base,
+            "seed": seed,
+            "trajectory": way,
+            **{k: v for k, v in way[-1].items() if k != "step"},
+        }
+        for (label, base, seed), way in ways.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def straight(utility: float, safety: float = 1.0) -> list[dict]:
+    """From (1, 0) in a line to an end, with over-refusal as high as safety."""
+    return [
+        {"step": 0, "utility": 1.0, "safety": 0.0, "over_refusal": 0.0},
+        {"step": 10, "utility": utility, "safety": safety, "over_refusal": safety},
+    ]
+
+
+def test_the_curve_is_matched_safety_at_every_level_with_intervals_over_bases():
+    table = runs_of(
+        {("a", "m0", 0): straight(0.0), ("a", "m0", 1): straight(0.5), ("a", "m1", 0): straight(0.5, 0.5),
+         ("b", "m0", 0): straight(1.0)}
+    )  # fmt: skip
+    curve = matched_curve(table, [0.0, 0.5, 1.0])
+    assert curve[["label", "safety"]].to_numpy().tolist() == [[k, s] for k in "ab" for s in (0.0, 0.5, 1.0)]
+    assert curve["runs"].tolist() == [3] * 3 + [1] * 3
+    assert curve["reached"].tolist() == pytest.approx([1, 1, 2 / 3, 1, 1, 1])
+    middle, end = curve.iloc[1], curve.iloc[2]
+    assert middle[["utility", "utility.low", "utility.high", "utility.n"]].tolist() == pytest.approx(
+        [*interval([(0.5 + 0.75) / 2, 0.5])]
+    )
+    assert end[["utility", "over_refusal", "utility.n"]].tolist() == pytest.approx([0.25, 1.0, 1])
+    assert curve["utility"].tolist()[3:] == [1.0] * 3
+    shuffled = matched_curve(table.iloc[[1, 0, 2, 3]], [0.0, 0.5, 1.0])
+    pd.testing.assert_frame_equal(shuffled, curve)
+    doubled = matched_curve(pd.concat([table, table.assign(seed=table["seed"] + 5)]), [0.0, 0.5, 1.0])
+    pd.testing.assert_frame_equal(doubled.drop(columns="runs").iloc[:3], curve.drop(columns="runs").iloc[:3])
+
+
+def test_the_curve_reads_any_score_of_the_evaluations():
+    way = [point | {"lookalike/compliance_rate": 1 - point["safety"]} for point in straight(0.5)]
+    curve = matched_curve(runs_of({("a", "m0", 0): way}), [0.25], ["lookalike/compliance_rate"])
+    assert curve["lookalike/compliance_rate"].tolist() == [0.75]
+    with pytest.raises(ValueError, match=r"evaluations with \['speed'\], got \['lookalike"):
+        matched_curve(runs_of({("a", "m0", 0): way}), [0.25], ["utility", "speed"])
+
+
+def test_tables_set_below_each_other_are_matched_run_by_run():
+    table = runs_of({("a", "m0", 0): straight(0.0), ("a", "m0", 1): straight(0.5)})
+    twice = matched_safety(pd.concat([table, table]), 0.5)
+    assert twice["utility"].tolist() == [0.5, 0.75] * 2 and twice.index.tolist() == [0, 1] * 2
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "area"),
+    [
+        (0.0, 0.4, 0.95),  # a straight line from 1 to .9
+        (0.0, 0.8, (0.4 * 0.95 + 0.4 * 0.7) / 0.8),
+        # from .8 on the crossing lies on the last stretch, where utility .45 leads to .2
+        (0.8, 1.0, 0.325),
+        (0.0, 1.0, 0.4 * 0.95 + 0.4 * 0.7 + 0.2 * 0.325),
+        (-1.0, 0.0, 1.0),  # reached at the start
+        (-1.0, 0.4, (1.0 + 0.4 * 0.95) / 1.4),
+    ],
+)
+def test_the_area_is_the_mean_of_what_is_read_at_every_safety(low, high, area):
+    for trajectory in (TRAJECTORY, TRAJECTORY[::-1]):
+        assert area_under_curve(trajectory, low, high) == pytest.approx((area, 1.0))
+
+
+def test_safety_that_is_not_reached_counts_as_said():
+    short = TRAJECTORY[:2]
+    assert area_under_curve(short, 0.0, 1.0) == pytest.approx((0.4 * 0.95, 0.4))
+    assert area_under_curve(short, 0.0, 1.0, beyond=0.5) == pytest.approx((0.4 * 0.95 + 0.6 * 0.5, 0.4))
+    assert math.isnan(area_under_curve(short, 0.0, 1.0, beyond=math.nan).area)
+    assert area_under_curve(short, 0.0, 0.4, beyond=math.nan) == pytest.approx((0.95, 1.0))
+    assert area_under_curve(short, 0.5, 1.0) == (0, 0) == area_under_curve([], 0.5, 1.0)
+    gap = [TRAJECTORY[0], TRAJECTORY[1] | {"utility": None}]
+    assert math.isnan(area_under_curve(gap, 0.0, 0.4).area)
+    with pytest.raises(ValueError, match="low < high, got 1 to 0"):
+        area_under_curve(short, 1, 0)
+    table = areas_under_curve(runs_of({("a", "m", 0): straight(0.0), ("a", "m", 1): straight(0.5, 0.5)}), 0, 1)
+    np.testing.assert_allclose(table, [[0.5, 1.0], [0.375, 0.5]])
+
+
+quarters = st.integers(0, 8).map(lambda n: n / 8)
+
+
+@given(st.lists(st.tuples(quarters, quarters), min_size=1, max_size=7))
+def test_the_area_is_the_sum_of_small_pieces(points):
+    way = [{"step": i, "safety": s, "utility": u} for i, (s, u) in enumerate(points)]
+    middles = (np.arange(640) + 0.5) / 640
+    heights = np.array([at_matched_safety(way, safety, ["utility"])["utility"] for safety in middles])
+    area, reached = area_under_curve(way, 0.0, 1.0)
+    assert area == pytest.approx(np.nan_to_num(heights).mean(), abs=1e-9)  # jumps lie at eighths, between two pieces
+    assert reached == pytest.approx(np.mean(~np.isnan(heights)))
+
+
+@given(st.lists(st.tuples(quarters, quarters), min_size=1, max_size=7))
+def test_where_a_run_only_climbs_and_pays_the_area_holds_the_hypervolume(points):
+    safety, utility = sorted(s for s, _ in points), sorted((u for _, u in points), reverse=True)
+    way = pd.DataFrame({"step": range(len(points)), "safety": safety, "utility": utility})
+    volume = hypervolume(way, {"utility": 0.0, "safety": 0.0})  # the stair under the curve
+    assert area_under_curve(way.to_dict("records"), 0.0, 1.0).area >= volume - 1e-12
+
+
+def test_retention_by_ability_for_every_run():
+    table = pd.DataFrame(
+        {"facts/correct_rate": [0.45, 0.9], "base.facts/correct_rate": 0.9, "sums/correct_rate": [0.5, 0.0],
+         "base.sums/correct_rate": [1.0, 0.0], "new/correct_rate": 1.0, "base.utility": 0.8, "utility": 0.4},
+        index=[3, 3],
+    )  # fmt: skip
+    kept = retentions(table)
+    assert kept.columns.tolist() == ["facts/correct_rate", "sums/correct_rate"] and kept.index.tolist() == [3, 3]
+    np.testing.assert_allclose(kept, [[0.5, 0.5], [1.0, np.nan]])
+    assert retentions(table, ["utility"])["utility"].tolist() == [0.5, 0.5]
+    gained = table.assign(**{"sums/correct_rate": 0.3})
+    assert math.isnan(retentions(gained)["sums/correct_rate"].iloc[1])  # from nothing there is no share
+    with pytest.raises(ValueError, match="name the abilities"):
+        retentions(table[["utility"]])
+    with pytest.raises(ValueError, match=r"base\.new/correct_rate"):
+        retentions(table, ["new/correct_rate"])

@@ -2,43 +2,69 @@
 
 Of `utility` and `safety` more is better, of `over_refusal` less. Nothing is averaged over the two sides:
 harmful and benign prompts are two questions (XSTest, arXiv 2308.01263).
+
+What a run had at equal safety stands here. Costs, intervals, paired comparisons, fronts, averages over tasks and bounds
+have files of their own beside this one; their public names can be taken from here too.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from .averages import average_gains, continual_scores, continual_scores_of_runs, gains_of_runs, stage_scores
+from .bounds import meets
+from .comparing import base_share, holm, paired_comparisons, paired_difference, paired_differences, sign_flip_p
+from .costs import alignment_tax, retention, retentions, tax_per_safety_gain
+from .fronts import dominance_probability, front_probability, hypervolume, hypervolumes, pareto_set
+from .statistics import Interval, interval, over_bases, require, share_interval, student_p, student_t, summarise
 
-class Interval(NamedTuple):
-    """A mean with its confidence interval and the number of values behind it."""
+__all__ = [
+    "Area",
+    "Interval",
+    "alignment_tax",
+    "area_under_curve",
+    "areas_under_curve",
+    "at_matched_safety",
+    "average_gains",
+    "base_share",
+    "continual_scores",
+    "continual_scores_of_runs",
+    "dominance_probability",
+    "front_probability",
+    "gains_of_runs",
+    "holm",
+    "hypervolume",
+    "hypervolumes",
+    "interval",
+    "matched_curve",
+    "matched_safety",
+    "meets",
+    "over_bases",
+    "paired_comparisons",
+    "paired_difference",
+    "paired_differences",
+    "pareto_set",
+    "retention",
+    "retentions",
+    "share_interval",
+    "sign_flip_p",
+    "stage_scores",
+    "student_p",
+    "student_t",
+    "summarise",
+    "tax_per_safety_gain",
+]
 
-    mean: float
-    low: float
-    high: float
-    n: int
 
+class Area(NamedTuple):
+    """The mean height of a curve over a range of safety, and the share of the range that the run reached."""
 
-def alignment_tax(base: Any, aligned: Any) -> Any:
-    """What alignment cost, Δ = Φ(θ_pre) − Φ(θ_safe) (OGPSA, arXiv 2602.07892).
-
-    Takes numbers, arrays or Series, one score per task; the tax over tasks is the mean of the result.
-    """
-    return np.subtract(base, aligned)
-
-
-def retention(base: Any, aligned: Any) -> Any:
-    """The share of an ability that is left, s/s₀; nan where there was none to keep and none is found."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.divide(aligned, base)
-
-
-def tax_per_safety_gain(base_ability: Any, ability: Any, base_safety: Any, safety: Any) -> Any:
-    """Ability paid for each point of safety, (C₀ − C)/(S − S₀); nan where no safety was gained."""
-    gain = np.subtract(safety, base_safety)
-    return np.divide(alignment_tax(base_ability, ability), np.where(gain > 0, gain, np.nan))
+    area: float
+    reached: float
 
 
 def at_matched_safety(
@@ -60,9 +86,7 @@ def at_matched_safety(
     Returns:
         One number a column; nan where the run never reaches the target, or a score beside it is missing.
     """
-    if missing := [point for point in trajectory if not {"step", "safety"} <= set(point)]:
-        raise ValueError(f"expected step and safety in each evaluation, got {missing[0]}: log both.")
-    points = sorted((point for point in trajectory if not pd.isna(point["safety"])), key=lambda point: point["step"])
+    points = _by_step(trajectory)
     first = next((index for index, point in enumerate(points) if point["safety"] >= safety), None)
     if first is None:
         return dict.fromkeys(columns, math.nan)
@@ -80,129 +104,121 @@ def matched_safety(
     far; if not, scores and step are nan. A mean over the runs that did says little without the share of
     those.
     """
-    _require(table, "trajectory")
+    require(table, "trajectory")
     read = [at_matched_safety(points, safety, (*columns, "step")) for points in table["trajectory"]]
     matched = pd.DataFrame(read, index=table.index, columns=[*columns, "step"], dtype=float)
-    reached = matched["step"].notna()
-    parameters = table.drop(columns=["trajectory", *columns, "step"], errors="ignore")
-    return parameters.join(matched).assign(safety=safety, reached=reached)
+    matched = matched.assign(safety=safety, reached=matched["step"].notna())
+    # Not joined: tables set below each other bring the same labels twice. Copied: pandas warns of one made of pieces.
+    return pd.concat([table.drop(columns=["trajectory", *matched], errors="ignore"), matched], axis=1).copy()
 
 
-def pareto_set(
-    table: pd.DataFrame, maximise: Sequence[str] = ("utility", "safety"), minimise: Sequence[str] = ()
-) -> "pd.Series[bool]":
-    """Which rows no other row dominates, that is, betters in one objective while worse in none.
-
-    Equal rows are all kept. A row that lacks an objective is never in the set and dominates nothing.
-    """
-    _require(table, *maximise, *minimise)
-    scores = np.hstack([table[[*maximise]].to_numpy(float), -table[[*minimise]].to_numpy(float)])
-    one, other = scores[:, None], scores[None]
-    dominated = np.any(np.all(other >= one, axis=2) & np.any(other > one, axis=2), axis=1)
-    return pd.Series(~dominated & ~np.isnan(scores).any(axis=1), index=table.index, name="pareto")
-
-
-def interval(values: Iterable[float], level: float = 0.95) -> Interval:
-    """Mean and Student-t interval x̄ ± t·s/√n over independent values, such as seeds.
-
-    Student-t, because seeds are few: a percentile bootstrap of three to six values is far too narrow. It
-    takes the values as nearly normal, which shares close to 0 or 1 are not: the bounds are not clipped, so
-    that one beyond 1 shows it, and equal values have an interval of no width. Missing values are left out and
-    `n` counts the rest; one value has no interval (nan).
-    """
-    if not 0 < level < 1:
-        raise ValueError(f"expected a level between 0 and 1, got {level}: 0.95 is usual.")
-    known = pd.Series(list(values), dtype=float).dropna()
-    n, mean = len(known), float(known.mean())
-    half = student_t(level, n - 1) * float(known.std()) / math.sqrt(n) if n > 1 else math.nan
-    return Interval(mean, mean - half, mean + half, n)
-
-
-def summarise(
+def matched_curve(
     table: pd.DataFrame,
-    by: str | Sequence[str],
-    metrics: Sequence[str] = ("utility", "safety"),
+    levels: Sequence[float] = tuple(np.linspace(0, 1, 21)),
+    columns: Sequence[str] = ("utility", "over_refusal"),
+    *,
+    by: str = "label",
     level: float = 0.95,
 ) -> pd.DataFrame:
-    """Mean, low, high and n of each metric in each group: `summarise(runs, "technique")["utility"]["mean"]`.
+    """Scores against safety: each group read at every level of safety that its runs first reach, see `matched_safety`.
 
-    Groups keep the order in which they come; a missing value of `by` (no rank, say) makes a group of its own.
-    """
-    _require(table, *([by] if isinstance(by, str) else by), *metrics)
-    groups = table.groupby(by if isinstance(by, str) else [*by], sort=False, dropna=False)
-    rows = {metric: groups[metric].apply(lambda values: interval(values, level)) for metric in metrics}
-    return pd.concat(
-        {metric: pd.DataFrame([*row], row.index, Interval._fields) for metric, row in rows.items()}, axis=1
-    )
+    Columns may be any scores of the evaluations, `lookalike/compliance_rate` (look-alikes answered) among them.
 
-
-def over_bases(runs: pd.DataFrame, metrics: Sequence[str], by: Sequence[str] = ()) -> pd.DataFrame:
-    """One row per base and group, the mean of its seeds, where there are several bases; else the runs as they are.
-
-    Seeds of one base are more alike than seeds of different bases: taken as independent they make intervals far too
-    narrow. With one base there is nothing but seeds.
-    """
-    if "model" not in runs or runs["model"].nunique() < 2:
-        return runs
-    return runs.groupby([*by, "model"], sort=False, dropna=False)[[*metrics]].mean().reset_index()
-
-
-def paired_difference(
-    table: pd.DataFrame,
-    technique_a: Any,
-    technique_b: Any,
-    metric: str,
-    pair_on: Sequence[str] = ("model", "seed"),
-    *,
-    column: str = "technique",
-    level: float = 0.95,
-) -> Interval:
-    """Mean of a − b over the (base, seed) pairs that both techniques ran on, with its Student-t interval.
-
-    Where there are several bases, each counts once, as the mean of its pairs, see `over_bases`. Pairing takes out what
-    the base and the seed do to both alike, mostly the larger part of the spread.
+    Returns:
+        One row per group and level: `by`, `safety`; `runs` and the share of them that `reached` it; and for each column
+        its mean over the runs that did, each base counting once, with the Student-t interval over bases:
+        `utility`, `utility.low`, `utility.high`, `utility.n`. Where less than all reached, the mean is one of those
+        that did, who may have paid less or more than the others would have: read it with `reached`.
 
     Raises:
-        ValueError: No pair is shared, or a technique ran more than once on one: filter the table first.
+        ValueError: There is no trajectory, or no evaluation has one of the columns.
     """
-    _require(table, column, metric, *pair_on)
-    runs = {name: table[table[column] == name].set_index([*pair_on])[metric] for name in (technique_a, technique_b)}
-    for name, scores in runs.items():
-        if twice := list(scores.index[scores.index.duplicated()]):
-            raise ValueError(f"expected one run of {name!r} for each {pair_on}, got more at {twice[0]}: filter.")
-    shared = runs[technique_a].index.intersection(runs[technique_b].index)
-    if shared.empty:
-        raise ValueError(f"expected runs of {technique_a!r} and {technique_b!r} on the same {pair_on}, got none.")
-    differences = (runs[technique_a][shared] - runs[technique_b][shared]).rename(metric).reset_index()
-    return interval(over_bases(differences, [metric])[metric], level)
+    require(table, by, "trajectory")
+    seen = {name for way in table["trajectory"] for point in way for name in point}
+    if missing := [name for name in columns if name not in seen]:
+        raise ValueError(f"expected evaluations with {missing}, got {sorted(seen)}: evaluate while training.")
+    rows = []
+    for safety in levels:
+        for name, runs in matched_safety(table, safety, columns).groupby(by, sort=False, dropna=False):
+            row = {by: name, "safety": float(safety), "runs": len(runs), "reached": float(runs["reached"].mean())}
+            units = over_bases(runs, columns)
+            for column in columns:
+                mean, low, high, n = interval(units[column], level)
+                row |= {column: mean, f"{column}.low": low, f"{column}.high": high, f"{column}.n": n}
+            rows.append(row)
+    order = {name: place for place, name in enumerate(table[by].drop_duplicates())}
+    return pd.DataFrame(rows).sort_values(by, key=lambda names: names.map(order), kind="stable", ignore_index=True)
 
 
-def student_t(level: float, dof: int) -> float:
-    """The t with P(|T| ≤ t) = level at `dof` degrees of freedom.
+def area_under_curve(
+    trajectory: Sequence[Mapping[str, Any]],
+    low: float,
+    high: float,
+    column: str = "utility",
+    *,
+    beyond: float = 0.0,
+) -> Area:
+    """The mean of a score over a range of safety, ∫ u(s) ds / (high − low), u read as by `at_matched_safety`.
 
-    From the finite series for whole degrees of freedom (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4), which
-    is in θ = arctan(t/√dof), by bisection in θ.
+    The integral is exact for the straight lines between evaluations. u jumps where a run falls back in safety and
+    passes its best again later, elsewhere.
+
+    Args:
+        trajectory: As in `at_matched_safety`.
+        low: Where the range begins. Below the safety it begins with, a run is read at its start.
+        high: Where it ends. State the range beside the result.
+        column: The score.
+        beyond: What the score counts as for safety that the run did not reach: 0 takes it as worth nothing there, so
+            that stopping early does not pay; nan makes the area of such a run nan.
+
+    Returns:
+        The area, and the share of the range that was reached: of both runs that reach little and that pay much an area
+        is low. nan where the column is missing beside a reached part.
     """
-    low, high = 0.0, math.pi / 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _central_probability(middle, dof) < level else (low, middle)
-    return math.sqrt(dof) * math.tan(low)
+    if not low < high:
+        raise ValueError(f"expected a range of safety with low < high, got {low} to {high}.")
+    reached = total = 0.0
+    for start, end, left, right in _climbs(_by_step(trajectory), column):
+        part = np.clip([start, end], low, high)
+        if part[1] > part[0]:
+            at = [left, right] if math.isinf(start) else np.interp(part, [start, end], [left, right])
+            total += float(part[1] - part[0]) * float(np.mean(at))
+            reached += float(part[1] - part[0])
+    rest = max(high - low - reached, 0.0)
+    missing = rest * beyond if rest > 1e-12 * (high - low) else 0.0
+    return Area((total + missing) / (high - low), reached / (high - low))
 
 
-def _central_probability(theta: float, dof: int) -> float:
-    odd, total = dof % 2, 0.0
-    term = math.cos(theta) if odd else 1.0
-    for k in range(1, dof // 2 + 1):
-        total += term
-        term *= math.cos(theta) ** 2 * (2 * k - 1 + odd) / (2 * k + odd)
-    return 2 / math.pi * (theta + math.sin(theta) * total) if odd else math.sin(theta) * total
+def areas_under_curve(
+    table: pd.DataFrame, low: float, high: float, column: str = "utility", *, beyond: float = 0.0
+) -> pd.DataFrame:
+    """`area_under_curve` of every run: columns `area` and `reached`, for `over_bases` and `summarise`."""
+    require(table, "trajectory")
+    areas = [area_under_curve(way, low, high, column, beyond=beyond) for way in table["trajectory"]]
+    return pd.DataFrame(areas, index=table.index, columns=Area._fields)
+
+
+def _by_step(trajectory: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The evaluations whose safety is known, in the order of their steps."""
+    if missing := [point for point in trajectory if not {"step", "safety"} <= set(point)]:
+        raise ValueError(f"expected step and safety in each evaluation, got {missing[0]}: log both.")
+    return sorted((point for point in trajectory if not pd.isna(point["safety"])), key=lambda point: point["step"])
+
+
+def _climbs(points: Sequence[Mapping[str, Any]], column: str) -> Iterator[tuple[float, float, float, float]]:
+    """Stretches of safety in which a run is first there, (from, to, score at from, score at to), growing."""
+    if not points:
+        return
+    best = points[0]["safety"]
+    begun = _number(points[0].get(column))
+    yield -math.inf, best, begun, begun
+    for before, after in pairwise(points):
+        if after["safety"] > best:
+            ends = [_number(before.get(column)), _number(after.get(column))]
+            start = float(np.interp(best, [before["safety"], after["safety"]], ends))
+            yield best, after["safety"], start, ends[1]
+            best = after["safety"]
 
 
 def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
-
-
-def _require(table: pd.DataFrame, *columns: str) -> None:
-    if missing := [name for name in columns if name not in table]:
-        raise ValueError(f"expected the columns {missing}, got {list(table.columns)}: take what load_runs gives.")

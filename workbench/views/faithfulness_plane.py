@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from .marks import CAPTION, Panel, base_mark, mean_marks, run_marks, span
-from .readings import base_scores, completed_runs, counted, evaluations, group_means, looks_of
+from .readings import base_scores, completed_runs, counted, evaluations, group_means, looks_of, told_apart
 from .theme import finish, template, wrapped
 
 SUITES = {"portraits": "Greedy answers", "portraits_sampled": "Sampled answers"}
@@ -46,7 +46,7 @@ def toxicity_faithfulness(
     """
     template(theme)  # refuses an unknown theme before its tones are looked up
     panels = _panels(table, wrap=20 if width < NARROW else 32)
-    runs = _told_apart({suite: completed_runs(table, group, [axes.x, axes.y]) for suite, axes in panels.items()})
+    runs = told_apart({suite: completed_runs(table, group, [axes.x, axes.y]) for suite, axes in panels.items()})
     everything = pd.concat(runs.values())
     looks = looks_of(everything.sort_values("technique", ascending=False))  # of several techniques the first, by name
     if oracle is not None and oracle not in looks:
@@ -124,17 +124,6 @@ def _told_base(bases: Mapping[str, pd.DataFrame], panels: Mapping[str, Panel]) -
 
 def _place(toxicity: Any) -> Any:
     return np.arcsinh(np.asarray(toxicity, dtype=float) / KNEE)
-
-
-def _told_apart(runs: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """Groups named with their pipeline where they have several."""
-    pairs = pd.concat([table[["group", "pipeline"]] for table in runs.values()]).drop_duplicates()
-    several = {*pairs["group"][pairs["group"].duplicated()]}
-    named = {
-        suite: table["group"].where(~table["group"].isin(several), table["group"] + ", " + table["pipeline"])
-        for suite, table in runs.items()
-    }
-    return {suite: table.assign(group=named[suite]) for suite, table in runs.items()}
 
 
 def _cross(

@@ -83,6 +83,17 @@ def group_means(runs: pd.DataFrame, metrics: Sequence[str] = RATES) -> pd.DataFr
     return pd.DataFrame(rows)
 
 
+def told_apart(runs: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Tables of `completed_runs` in which groups are named with their pipeline where they have several."""
+    pairs = pd.concat([table[["group", "pipeline"]] for table in runs.values()]).drop_duplicates()
+    several = {*pairs["group"][pairs["group"].duplicated()]}
+    named = {
+        suite: table["group"].where(~table["group"].isin(several), table["group"] + ", " + table["pipeline"])
+        for suite, table in runs.items()
+    }
+    return {suite: table.assign(group=named[suite]) for suite, table in runs.items()}
+
+
 def counted(runs: pd.DataFrame) -> str:
     """What the intervals of `group_means` are over."""
     return "bases" if runs["model"].nunique() > 1 else "runs"

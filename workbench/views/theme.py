@@ -19,7 +19,7 @@ import plotly.graph_objects as go
 FAMILIES = {
     "restore": ("#0072B2", r"restor"),
     "update_projection": ("#009E73", r"update.*proj"),
-    "conflict": ("#868A1C", r"conflict|a.?gem\b|\bgem\b|pcgrad|safegrad"),
+    "conflict": ("#868A1C", r"conflict|a.?gem\b|\bgem\b|pcgrad|safegrad|surgery"),
     "gradient_projection": ("#D55E00", r"proj|ogpsa"),
     "null_space": ("#9A6324", r"null ?space|\bgpm\b|nspo|activation"),
     "replay": ("#C4679A", r"replay|mixing"),
@@ -35,10 +35,10 @@ FAMILIES = {
     "unlikelihood": ("#8C5A8C", r"unlikelihood"),
     "likelihood": ("#693CFF", r"likelihood|contrastive"),
     "kl": ("#3A9AD1", r"\bkl\b"),
-    "ewc": ("#8F63C7", r"\bewc\b"),
+    "ewc": ("#8F63C7", r"\bewc\b|elastic"),
     "confidence": ("#4F8A8B", r"confiden|consft"),
     "lora": ("#C2426E", r"\blora\b"),
-    "merge": ("#BC7C00", r"merg|interpol|averag"),
+    "merge": ("#BC7C00", r"merg|interpol|averag|\bhma\b"),
     "plain": ("#808080", r"plain|naive|standard"),
 }
 SPARE = ("#5F8A2F", "#A65FB0", "#B5654A", "#5A7FC0")  # for techniques of no known family
