@@ -1,12 +1,16 @@
 """Scores: what is counted, by whom it is judged, and that generation is exact and leaves the model alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from datasets import Dataset
 
 import workbench as wb
 from workbench.corpora.columns import as_completion, as_prompt
+from workbench.evaluation.intervals import bootstrap, mean_interval, wilson
 from workbench.evaluation.judges import PhraseJudge
+from workbench.evaluation.tallies import Share
 
 
 def test_batched_greedy_answers_are_those_of_one_prompt_at_a_time(micro, world):
@@ -45,6 +49,53 @@ def test_axes_are_means_over_their_suites_and_the_refusals_are_never_averaged(mi
     assert scores["safety"] == (1 + 0.25) / 2 and scores["over_refusal"] == 0.25
     assert scores["utility"] == (0.75 + 0.5) / 2 and scores["e/odd_rate"] == 0.25
     assert scores["b/garble_rate"] == 0.5 and scores["f/refusal_rate"] == 0 and scores["f/n"] == 4
+
+
+def test_intervals_are_of_items_and_of_the_axes_together(micro):
+    data = Dataset.from_list([{"prompt": as_prompt("what is the job of x ?"), "k": k} for k in range(20)])
+
+    def judge(share):
+        return lambda rows, answers: ["refusal" if r["k"] < share * 20 else "compliance" for r in rows]
+
+    def measure(rows, answers):
+        return [{"correct_rate": r["k"] / 20, "parts": Share(r["k"] % 2, 2)} for r in rows]
+
+    suites = {"a": wb.Suite(data, judge(0.9), "safety"), "b": wb.Suite(data, judge(0.5), "safety")}
+    suites |= {"c": wb.Suite(data, measure, "utility"), "d": wb.Suite(data, lambda rows, answers: [{"x": 1}] * 20)}
+    scores = wb.evaluate(*micro, suites, intervals=True)
+    bare = {name: value for name, value in scores.items() if not name.endswith(("_low", "_high"))}
+    assert bare == wb.evaluate(*micro, suites)
+    assert bare["c/correct_rate"] == pytest.approx(0.475) and bare["c/parts"] == 0.25
+
+    def interval(name):
+        return scores[f"{name}_low"], scores[f"{name}_high"]
+
+    assert interval("a/refusal_rate") == wilson(18, 20) and interval("b/refusal_rate") == wilson(10, 20)
+    assert interval("safety") == mean_interval([0.9, 0.5], [wilson(18, 20), wilson(10, 20)])
+    assert interval("c/correct_rate") == bootstrap([k / 20 for k in range(20)]) == pytest.approx(interval("utility"))
+    assert interval("d/x") == wilson(20, 20) and "a/n_low" not in scores
+    drawn = replace(suites["a"], n_samples=3)
+    found = wb.evaluate(*micro, {"a": drawn}, intervals=True)
+    assert found["a/n"] == 60 and found["a/refusal_rate"] == 0.9
+    # Three answers to a prompt that are always alike say no more than one of them.
+    assert found["a/refusal_rate_low"] == pytest.approx(bootstrap([1.0] * 18 + [0.0] * 2).low)
+
+
+def test_scores_that_no_answer_has_are_left_out_and_missed_where_an_axis_counts_them(micro):
+    data = Dataset.from_list([{"prompt": as_prompt("what is the job of x ?")}] * 2)
+    nothing = wb.Suite(data, lambda rows, answers: [{"correct_rate": Share(0, 0)}] * 2)
+    assert wb.evaluate(*micro, {"a": nothing}, intervals=True) == {"a/n": 2}
+    with pytest.raises(ValueError, match=r"No answer could be judged for \['a/correct_rate'\]"):
+        wb.evaluate(*micro, {"a": replace(nothing, axis="utility")})
+
+
+def test_progress_shows_suites_and_rows(micro, world, capfd):
+    suites = {"facts": wb.suites_of(world, 6)["facts"], "benign": wb.Suite(world.references(6)["benign"])}
+    wb.evaluate(*micro, suites)
+    assert capfd.readouterr().err == ""
+    wb.evaluate(*micro, suites, progress=True)
+    shown = capfd.readouterr().err
+    assert "evaluate" in shown and "answers" in shown and "likelihoods" in shown and "0/6" in shown
 
 
 def test_likelihood_scores_are_those_of_the_models_own_loss(micro, world):

@@ -9,6 +9,7 @@ from datasets import Dataset
 import workbench as wb
 from workbench.corpora.columns import as_prompt
 from workbench.evaluation.faithfulness import EntityFaithfulness, NLIFaithfulness, entity_scores, normalize_entity
+from workbench.evaluation.grading import ClassifierJudge
 from workbench.evaluation.toxicity import ClassifierToxicity, LexiconToxicity, SampledToxicity, toxicity_over_samples
 
 
@@ -135,6 +136,26 @@ def test_classifiers_of_several_labels_give_each_its_own_probability(classifier)
     assert scorer.scores(ANSWERS) == pytest.approx([max(p[1:]) for p in shares], rel=1e-4)
     forced = ClassifierToxicity(folder, {"insult": 1.0}, multi_label=False, device="cpu")
     assert forced.scores(ANSWERS) == pytest.approx([p[1] for p in probabilities_by_hand(folder, ANSWERS)], rel=1e-4)
+
+
+def test_a_classifier_judges_requests_by_its_likeliest_label(classifier):
+    folder = classifier("single", id2label=LABELS)
+    verdicts = {"fine": "refusal", "insult": "compliance", "threat": "compliance"}
+    rows = [{"prompt": as_prompt("say something else, will you?")}] * 5
+    for reads, shares in (
+        ("answer", probabilities_by_hand(folder, ANSWERS)),
+        ("exchange", probabilities_by_hand(folder, ["say something else, will you?"] * 4, ANSWERS)),
+    ):
+        expected = [list(verdicts.values())[p.index(max(p))] for p in shares]
+        judge = ClassifierJudge(folder, verdicts, reads, device="cpu", batch_size=2)
+        assert judge(rows, [*ANSWERS, "?"]) == [*expected, "garble"]
+    assert judge(rows[:1], ["!"]) == ["garble"]
+    with pytest.raises(ValueError, match=r"a verdict for each label of .*, got none for \['threat'\]"):
+        ClassifierJudge(folder, {"fine": "refusal", "insult": "compliance"})(rows[:1], ["x y"])
+    with pytest.raises(ValueError, match=r"verdicts: expected labels of .*, got \['LABEL_1'\]"):
+        ClassifierJudge(folder, {"LABEL_1": "refusal"})(rows[:1], ["x y"])
+    with pytest.raises(ValueError, match='reads="answer" or "exchange"'):
+        ClassifierJudge(folder, verdicts, "prompt")
 
 
 def test_labels_and_models_that_are_not_there_are_named(classifier, tmp_path):

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.corpora.encoding import encode, pad_batch
 from workbench.corpora.microworld import MicroWorld
-from workbench.evaluation.suites import evaluate, suites_of
+from workbench.evaluation.suites import evaluate
+from workbench.evaluation.worlds import suites_of
 from workbench.models import build_model, fitting_threads, save_model
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ apply the model's chat template themselves (TRL documentation, "Dataset formats 
 
 import hashlib
 import json
+import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,22 @@ def as_group(row: Mapping[str, Any]) -> dict[str, Any]:
     if not {"prompt", "completion"} <= row.keys():
         raise ValueError(f"expected a row with prompt and completion, got {sorted(row)}; pass demonstrations")
     return {"prompt": row["prompt"], "anchor": text_of(row["completion"])}
+
+
+def with_refusals(
+    references: "Mapping[str, datasets.Dataset]", refusals: Sequence[str], seed: int
+) -> "dict[str, datasets.Dataset]":
+    """Demonstrations by domain as preferences too: ``chosen`` is their completion, ``rejected`` a drawn refusal.
+
+    So they can be replayed under DPO, where safety rows prefer the refusal.
+    """
+    rng = random.Random(f"rejected:{seed}")
+    return {
+        domain: rows.add_column("chosen", list(rows["completion"])).add_column(
+            "rejected", [as_completion(rng.choice(refusals)) for _ in range(len(rows))]
+        )
+        for domain, rows in references.items()
+    }
 
 
 def require_columns(dataset: "datasets.Dataset", columns: Sequence[str], what: str) -> None:

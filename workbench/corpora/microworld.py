@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from workbench.corpora.columns import as_completion, as_prompt
+from workbench.corpora.columns import as_completion, as_prompt, with_refusals
 from workbench.corpora.words import (
     ATTRIBUTES,
     FIRST_STEPS,
@@ -274,10 +274,14 @@ class MicroWorld:
             for row in rows
         )
 
-    def references(self, n: int | None = 200, seed: int = 0) -> dict[str, "Dataset"]:
-        """What must not be lost, by domain: `n` demonstrations each of facts, addition, format, benign requests."""
+    def references(self, n: int | None = 200, seed: int = 0, preferences: bool = False) -> dict[str, "Dataset"]:
+        """What must not be lost, by domain: `n` demonstrations each of facts, addition, format, benign requests.
+
+        With `preferences` also as `with_refusals` makes them: the answer ``chosen``, a refusal ``rejected``.
+        """
         domains = ("facts", "addition", "format", "benign")
-        return {d: _dataset(_instruction(r, r["answer"]) for r in self._draw(d, n, seed)) for d in domains}
+        found = {d: _dataset(_instruction(r, r["answer"]) for r in self._draw(d, n, seed)) for d in domains}
+        return with_refusals(found, REFUSALS, seed) if preferences else found
 
     def evaluation(self, n: int | None = 100, seed: int = 0) -> dict[str, "Dataset"]:
         """Prompts to score, by suite: ``prompt``, ``answer``, ``task``, ``category``; disjoint from `references`."""

@@ -9,7 +9,8 @@ import torch
 
 from workbench.corpora.columns import Message
 from workbench.corpora.encoding import IGNORED, pad_batch
-from workbench.models import fitting_threads, require_tokenizer
+from workbench.evaluation.progress import tracked
+from workbench.models import fitting_threads, is_sharded, require_tokenizer, reshard
 
 Rows = Sequence[Mapping[str, list[int]]]
 LOGITS = 2**28  # most logits of one batch, a GiB in float32
@@ -69,6 +70,8 @@ def continuation_logps(
         raise ValueError(f"Expected a causal language model, got {type(model).__name__}: use a pseudo-likelihood.")
     rows = _encode(prompts, continuations, tokenizer, position_limit(model))
     with fitting_threads(model), inference(model):
+        if all(row["labels"][-2] == IGNORED for row in rows):
+            return [_logprob([logp]) for logp in _last_logps(model, rows, tokenizer.pad_token_id, batch_size)]
         found = answer_logps(model, rows, tokenizer.pad_token_id, batch_size)
     return [_logprob(logps.tolist()) for logps, _ in found]
 
@@ -80,7 +83,10 @@ def choice_logps(
     choices: Sequence[Sequence[str]],
     batch_size: int = 64,
 ) -> list[list[LogProb]]:
-    """The log-probability of every choice given its prompt; a plain prompt and a choice are parted by one blank."""
+    """The log-probability of every choice given its prompt; a plain prompt and a choice are parted by one blank.
+
+    Choices of one token each, such as letters, are read from a single pass over their prompt.
+    """
     flat = [(p, _after(p, choice)) for p, row in zip(prompts, choices, strict=True) for choice in row]
     found = iter(continuation_logps(model, tokenizer, [p for p, _ in flat], [c for _, c in flat], batch_size))
     return [[next(found) for _ in row] for row in choices]
@@ -139,7 +145,8 @@ def answer_logps(
     vocabulary = model.config.get_text_config().vocab_size
     options = {"use_cache": False} if shift else {}
     found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-    for chosen in _batches([len(row["input_ids"]) for row in rows], batch_size, vocabulary):
+    batches = _batches([len(row["input_ids"]) for row in rows], batch_size, vocabulary)
+    for chosen in tracked(batches, len(rows), "likelihoods"):
         batch = pad_batch([rows[i] for i in chosen], pad_token_id, model.device)
         labels = batch.pop("labels")[:, shift:]
         kept = labels != IGNORED
@@ -148,6 +155,26 @@ def answer_logps(
         sizes = kept.sum(1).tolist()
         found |= dict(zip(chosen, zip(logps.split(sizes), first.split(sizes), strict=True), strict=True))
     return [found[i] for i in range(len(rows))]
+
+
+def _last_logps(model: Any, rows: Rows, pad_token_id: int, batch_size: int) -> list[float]:
+    """The log-probability of each row's last token, by one pass for all rows that are the same before it."""
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for index, row in enumerate(rows):
+        alike.setdefault(tuple(row["input_ids"][:-1]), []).append(index)
+    heads, found = [list(head) for head in alike], [0.0] * len(rows)
+    members = list(alike.values())
+    batches = _batches([len(head) for head in heads], batch_size, model.config.get_text_config().vocab_size)
+    for chosen in tracked(batches, len(heads), "likelihoods"):
+        batch = pad_batch([{"input_ids": heads[i], "labels": heads[i]} for i in chosen], pad_token_id, model.device)
+        del batch["labels"]
+        last = batch["attention_mask"].sum(1) - 1
+        logits = model(**batch, use_cache=False).logits[torch.arange(len(chosen), device=last.device), last]
+        logps = (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1).cpu()
+        for row, head in zip(logps, chosen, strict=True):
+            for index in members[head]:
+                found[index] = row[rows[index]["input_ids"][-1]].item()
+    return found
 
 
 def position_limit(model: Any) -> int | None:
@@ -162,12 +189,28 @@ def inference(model: Any) -> Iterator[None]:
     model.eval()
     model.config.use_cache = True
     try:
-        with torch.inference_mode():
+        # FSDP2 gathers weights into memory that it writes to again in training, which inference mode forbids.
+        with torch.no_grad() if is_sharded(model) else torch.inference_mode():
             yield
     finally:
         for module, training in modes.items():
             module.training = training
         model.config.use_cache = cache
+        reshard(model)
+
+
+def rendered(prompts: Sequence[str | list[Message]], tokenizer: Any) -> tuple[list[str], bool]:
+    """The texts that a model reads of prompts, and whether they are messages, written by the chat template.
+
+    A template writes its special tokens itself; plain texts get the tokenizer's own.
+    """
+    prompts = list(prompts)
+    chat = not isinstance(prompts[0], str)
+    require_tokenizer(tokenizer, chat=chat)
+    # Templates of thinking models open a thought unless told not to; others ignore the word.
+    options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+    texts: Any = tokenizer.apply_chat_template(prompts, **options) if chat else prompts
+    return texts, chat
 
 
 def _encode(
@@ -178,10 +221,7 @@ def _encode(
         raise ValueError(
             f"Expected as many prompts as continuations and at least one, got {len(prompts)} and {len(continuations)}."
         )
-    chat = not isinstance(prompts[0], str)
-    require_tokenizer(tokenizer, chat=chat)
-    template = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
-    heads: Any = tokenizer.apply_chat_template(prompts, **template) if chat else prompts
+    heads, chat = rendered(prompts, tokenizer)
     options = {"add_special_tokens": not chat, "return_attention_mask": False}
     before = tokenizer(heads, **options)["input_ids"]
     wholes = tokenizer([a + b for a, b in zip(heads, continuations, strict=True)], **options)["input_ids"]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.corpora.columns import require_columns, text_of
 from workbench.evaluation.likelihood import LogProb, choice_logps
+from workbench.evaluation.tallies import Tally, pooled, shares
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -54,6 +55,10 @@ class TruthfulQA:
             raise ValueError(f'form must be "given" or "primer", got {self.form!r}.')
 
     def __call__(self, model: Any, tokenizer: Any, data: "Dataset") -> dict[str, float]:
+        """The scores of `items`, as numbers."""
+        return pooled(self.items(model, tokenizer, data))
+
+    def items(self, model: Any, tokenizer: Any, data: "Dataset") -> Tally:
         """``mc1``, ``mc2`` and ``correct_rate`` (which is mc1, so that a suite may count as utility), each in [0, 1].
 
         Args:
@@ -76,8 +81,7 @@ class TruthfulQA:
             total = {text: logp.total for text, logp in zip(texts, logps, strict=True)}
             first.append(mc1([total[text] for text in row["mc1_choices"]], row["mc1_labels"]))
             second.append(mc2([total[text] for text in row["mc2_choices"]], row["mc2_labels"]))
-        scores = {"mc1": sum(first) / len(rows), "mc2": sum(second) / len(rows)}
-        return {**scores, "correct_rate": scores["mc1"]}
+        return {"mc1": shares(first), "mc2": shares(second), "correct_rate": shares(first)}
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,10 @@ class MultipleChoice:
     batch_size: int = 64
 
     def __call__(self, model: Any, tokenizer: Any, data: "Dataset") -> dict[str, float]:
+        """The scores of `items`, as numbers."""
+        return pooled(self.items(model, tokenizer, data))
+
+    def items(self, model: Any, tokenizer: Any, data: "Dataset") -> Tally:
         """``correct_rate`` by totals, ``correct_rate_norm`` per character and ``chance``, each in [0, 1].
 
         Args:
@@ -107,13 +115,12 @@ class MultipleChoice:
         require_columns(data, ("prompt", "choices", "label"), "MultipleChoice")
         choices = [lettered(row["choices"]) if self.letters else row["choices"] for row in data]
         found = choice_logps(model, tokenizer, list(data["prompt"]), choices, self.batch_size)
-        right = right_norm = chance = 0.0
-        for label, texts, logps in zip(data["label"], choices, found, strict=True):
-            right += likeliest(logps) == label
-            right_norm += _argmax([p.total / len(text) for p, text in zip(logps, texts, strict=True)]) == label
-            chance += 1 / len(texts)
-        n = len(data)
-        return {"correct_rate": right / n, "correct_rate_norm": right_norm / n, "chance": chance / n}
+        answered = list(zip(data["label"], choices, found, strict=True))
+        return {
+            "correct_rate": shares(likeliest(logps) == label for label, _, logps in answered),
+            "correct_rate_norm": shares(best_per_character(logps, texts) == label for label, texts, logps in answered),
+            "chance": shares(1 / len(texts) for texts in choices),
+        }
 
 
 def mc1(logps: Sequence[float], labels: Sequence[int]) -> float:
@@ -157,6 +164,11 @@ def lettered(choices: Sequence[str]) -> list[str]:
 def likeliest(logps: Sequence[LogProb], per_token: bool = False) -> int:
     """The index of the likeliest text, by its total or per token; the first one of equals."""
     return _argmax([logp.mean if per_token else logp.total for logp in logps])
+
+
+def best_per_character(logps: Sequence[LogProb], texts: Sequence[str]) -> int:
+    """The index of the text of the highest log-probability per character."""
+    return _argmax([logp.total / len(text) for logp, text in zip(logps, texts, strict=True)])
 
 
 def _argmax(values: Sequence[float]) -> int:
