@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import tokenize
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +37,7 @@ def run_notebook(
     runs_dir: str | Path = "runs",
     *,
     output: str | Path | None = None,
+    folder: str | Path | None = None,
     timeout: int | None = None,
     progress: bool = True,
 ) -> Path:
@@ -51,6 +52,7 @@ def run_notebook(
         parameters: New values for names assigned in the cell tagged `parameters`.
         runs_dir: Where runs lie; a notebook with a parameter `runs_dir` is given it as an absolute path.
         output: The executed notebook; by default `<runs_dir>/notebooks/<stem>-<utc>.ipynb`.
+        folder: Where the kernel starts, if not in the notebook's own folder: for a copy of a notebook.
         timeout: Seconds that one cell may take.
         progress: Whether to show a bar that counts cells.
 
@@ -65,7 +67,7 @@ def run_notebook(
     """
     source, runs_dir = Path(notebook).resolve(), Path(runs_dir).resolve()
     known = notebook_parameters(source)
-    values = _checked(parameters or {}, known, source.name)
+    values = checked_parameters(parameters or {}, known, source.name)
     if "runs_dir" in known:
         values.setdefault("runs_dir", str(runs_dir))
     final = Path(output or runs_dir / "notebooks" / f"{source.stem}-{timestamp()}.ipynb").resolve()
@@ -73,7 +75,7 @@ def run_notebook(
         raise ValueError(f"expected an output beside the source, got {source} for both: name another.")
     partial = final.with_suffix(".partial.ipynb")
     partial.parent.mkdir(parents=True, exist_ok=True)
-    _execute(source, partial, values, timeout, progress)
+    _execute(source, partial, values, Path(folder or source.parent).resolve(), timeout, progress)
     return partial.replace(final)
 
 
@@ -116,31 +118,53 @@ def _assignments(code: str) -> Iterator[tuple[str, Parameter]]:
             yield ast.unparse(target), Parameter(default, annotation, comments.get(node.end_lineno or 0, ""))
 
 
-def _checked(parameters: Mapping[str, Any], known: Mapping[str, Parameter], notebook: str) -> dict[str, Any]:
-    """The values as JSON gives them back: of other types papermill writes the text, a tuple as "(1, 2)"."""
+def checked_parameters(parameters: Mapping[str, Any], known: Mapping[str, Parameter], notebook: str) -> dict[str, Any]:
+    """The values as a notebook will be given them: as JSON gives them back, and a whole number for a float as a float.
+
+    Of types that JSON does not have papermill writes the text, a tuple as "(1, 2)".
+
+    Args:
+        parameters: New values.
+        known: What `notebook_parameters` found.
+        notebook: What messages call the notebook.
+
+    Raises:
+        ValueError: The notebook has no such parameter.
+        TypeError: A value does not fit its annotation or cannot be written as a literal.
+    """
     if parameters and not known:
         raise ValueError(f"expected a cell tagged `parameters` in {notebook}, got none: tag the one to replace.")
     values = {}
     for name, value in parameters.items():
-        if name not in known:
-            near = "".join(f" Did you mean {match!r}?" for match in difflib.get_close_matches(name, known, 1))
-            raise ValueError(f"expected a parameter of {notebook}, one of {[*known]}, got {name!r}.{near}")
+        require_known(name, known, f"a parameter of {notebook}")
         try:
-            values[name] = json.loads(json.dumps(value, default=scalar))
+            plain = json.loads(json.dumps(value, default=scalar))
         except TypeError as refusal:
             raise TypeError(f"parameter {name!r}: {refusal}") from None
-        if not _fits(values[name], known[name].annotation or ""):
+        kinds = _kinds(known[name].annotation or "")
+        if kinds and not any(type(plain) in PLAIN_TYPES[kind] for kind in kinds):
             raise TypeError(f"parameter {name!r}: expected {known[name].annotation}, got {value!r}: change one.")
+        values[name] = float(plain) if type(plain) is int and "float" in kinds and "int" not in kinds else plain
     return values
 
 
-def _fits(value: Any, annotation: str) -> bool:
-    """Whether a value has a type that the annotation names; annotations that are not plain are not judged."""
+def require_known(name: str, known: Iterable[str], what: str) -> None:
+    """Raises a ValueError that names the nearest of the known names unless this is one of them."""
+    known = list(known)
+    if name not in known:
+        near = "".join(f" Did you mean {match!r}?" for match in difflib.get_close_matches(str(name), known, 1))
+        raise ValueError(f"expected {what}, one of {known}, got {name!r}.{near}")
+
+
+def _kinds(annotation: str) -> set[str]:
+    """The plain types that an annotation names; none where one is not plain, for those are not judged."""
     names = {name.split("[")[0] for name in annotation.split(" | ")}
-    return not names <= PLAIN_TYPES.keys() or any(type(value) in PLAIN_TYPES[name] for name in names)
+    return names if names <= PLAIN_TYPES.keys() else set()
 
 
-def _execute(source: Path, partial: Path, values: dict[str, Any], timeout: int | None, progress: bool) -> None:
+def _execute(
+    source: Path, partial: Path, values: dict[str, Any], folder: Path, timeout: int | None, progress: bool
+) -> None:
     import papermill
 
     for name in ("papermill", "papermill.translators"):
@@ -156,8 +180,9 @@ def _execute(source: Path, partial: Path, values: dict[str, Any], timeout: int |
             execution_timeout=timeout,
             # What follows goes to nbclient.
             kernel_manager_class=_own_kernel(),
-            extra_arguments=["--log-level=ERROR"],  # ipykernel warns of unencrypted talk within this machine
-            resources={"metadata": {"path": str(source.parent)}},  # papermill's cwd moves this process too
+            # ipykernel warns of unencrypted talk within this machine; many kernels lock one history file.
+            extra_arguments=["--log-level=ERROR", "--HistoryManager.enabled=False"],
+            resources={"metadata": {"path": str(folder)}},  # papermill's cwd moves this process too
             iopub_timeout=60,  # its 4 s fail a run for an output that is late on a busy machine
             store_widget_state=False,
             coalesce_streams=True,
