@@ -1,6 +1,7 @@
 """Alignment with the real trainers of TRL: other techniques than projections, records, interrupts, clear errors."""
 
 import dataclasses
+import gc
 import json
 import math
 import os
@@ -13,11 +14,15 @@ import pandas as pd
 import pytest
 import torch
 from conftest import same, weights
+from peft import LoraConfig, get_peft_model
+from transformers import TrainerCallback
 
 import workbench as wb
 from workbench.alignment.align import Stage
+from workbench.alignment.techniques import Technique
 from workbench.corpora.columns import as_completion, as_prompt
 from workbench.corpora.encoding import encode
+from workbench.models import trained_parameters
 
 # --- other techniques ----------------------------------------------------------------------------------------------
 
@@ -142,6 +147,13 @@ def test_reuse_tells_apart_what_changes_the_outcome(train, world, references):
     assert len(set(hashes)) == len(settings) and hash_of() == hashes[0]
 
 
+def test_how_many_processes_train_is_a_parameter_only_where_it_changes_the_loss(world):
+    sft = Stage("sft", world.demonstrations(8))
+    contrastive = Stage("contrastive", wb.Portraits(world).pairs(8))
+    assert sft.parameters(2) == sft.parameters() and contrastive.parameters(1) == contrastive.parameters()
+    assert contrastive.parameters(2) == contrastive.parameters() | {"n_processes": 2}
+
+
 def test_a_diverged_run_fails_and_says_so(train, tmp_path):
     with pytest.raises(FloatingPointError, match="Lower the learning rate"):
         train(learning_rate=1e30, max_grad_norm=0.0)
@@ -149,8 +161,6 @@ def test_a_diverged_run_fails_and_says_so(train, tmp_path):
 
 
 def test_dpo_with_lora_leaves_one_adapter_and_can_follow_itself(world, tmp_path):
-    from peft import LoraConfig, get_peft_model
-
     model, tokenizer = wb.load_model("micro", device="cpu")
     model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
     stage = Stage("dpo", world.preferences(32), steps=2, learning_rate=1e-3)
@@ -158,6 +168,46 @@ def test_dpo_with_lora_leaves_one_adapter_and_can_follow_itself(world, tmp_path)
     assert list(model.peft_config) == ["default"] and len(run.history) == 4
     with pytest.raises(ValueError, match="Merge the adapter"):
         wb.pipeline(model, tokenizer, [stage], wb.Merge(0.5), runs_dir=tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora", "adapter"])
+def test_the_reference_of_each_dpo_stage_is_the_model_at_its_start(kind, world, tmp_path):
+    """Where policy and reference are the same, no reward parts them, and the loss is log 2."""
+    model, tokenizer = wb.load_model("micro", device="cpu")
+    if kind == "adapter":
+        model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    how = {"learning_rate": 5e-3, "arguments": {"lr_scheduler_type": "constant"}}
+    sft = Stage("sft", world.demonstrations(32), steps=2, **how)
+    dpo = Stage("dpo", world.preferences(32), steps=2, **how)
+    held = Held()
+    run = wb.pipeline(
+        model,
+        tokenizer,
+        [sft, dpo, sft, dpo],
+        [held, *([wb.LoRA()] if kind == "lora" else [])],
+        runs_dir=tmp_path,
+        progress=False,
+    )
+    first, after = run.history.loc[[2, 6]], run.history.loc[[3, 7]]
+    assert list(first["rewards/margins"]) == [0, 0] and list(first.loss) == pytest.approx([math.log(2)] * 2, abs=1e-6)
+    assert (after["rewards/margins"].abs() > 1e-3).all()
+    # No second model: of an adapter, which is trained alone, the reference is a copy.
+    copied = sum(p.numel() for p in trained_parameters(model).values()) if kind == "adapter" else 0
+    assert held.elements == [held.elements[0], held.elements[0] + copied] * 2
+
+
+class Held(TrainerCallback, Technique):
+    """Counts, in each stage, how many parameters there are in this process."""
+
+    name = "held"
+
+    def __init__(self):
+        self.elements = []
+
+    def on_train_begin(self, *args, **kwargs):
+        gc.collect()
+        found = {id(p): p.numel() for p in gc.get_objects() if isinstance(p, torch.nn.Parameter)}
+        self.elements.append(sum(found.values()))
 
 
 def test_the_model_comes_back_in_the_mode_it_came_in(train):

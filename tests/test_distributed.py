@@ -5,12 +5,16 @@ import os
 import subprocess
 import sys
 
-import distributed
 import pytest
 import torch
+import training_processes
 from safetensors.torch import load_file
 
+import workbench as wb
+from workbench.alignment.team import Team
 from workbench.models import MICRO
+from workbench.study.outcomes import differences
+from workbench.study.runs import Run
 
 # Adam hides a gradient that is off by a factor, and so does clipping; plain SGD shows both. With its usual ε Adam takes
 # whole steps along gradients that are mere rounding: up to 7e-6 of difference after four steps of plain training.
@@ -43,6 +47,13 @@ PROJECTED = {
 }
 # Each process has reference rows of its own in its batches, so that there is no one process to compare with.
 RIDING = {"riding": PLAIN["sft, adamw"] | {"projection": {"references_in_batch": [4, 8], "restore": 0.3}}}
+# Whole runs, SFT→DPO, evaluated on the way.
+RUNS = {
+    "run, projected": {"pipeline": "projected"},
+    "run, kl": {"pipeline": "kl", "differs": True},
+    "run, resumed": {"pipeline": "projected", "fails": 14},  # of four suites at steps 0, 2, 4 and 6
+}
+COPIES_ALONE = {*RIDING, "run, kl", "run, resumed"}
 WRAPPERS = {"ddp": "DistributedDataParallel", "fsdp2": "FSDPLlamaForCausalLM"}
 # transformers shards onto the device that torch was built for, whatever `use_cpu` says.
 PARALLEL = ["ddp", "fsdp2"] if torch.accelerator.current_accelerator() is None else ["ddp"]
@@ -61,19 +72,19 @@ def trained(tmp_path_factory):
     def of(*parallels):
         return [
             {**case, "parallel": parallel, "out": str(root / parallel / name)}
-            for name, case in (PLAIN | PROJECTED | RIDING).items()
+            for name, case in (PLAIN | PROJECTED | RIDING | RUNS).items()
             for parallel in parallels
-            if parallel == "ddp" or name not in RIDING
+            if parallel == "ddp" or name not in COPIES_ALONE or (parallel == "none" and name not in RIDING)
         ]
 
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    launch += [distributed.__file__, json.dumps(of(*PARALLEL))]
+    launch += [training_processes.__file__, json.dumps(of(*PARALLEL))]
     log = root / "log"
     with log.open("w") as file:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         processes = subprocess.Popen(launch, stdout=file, stderr=subprocess.STDOUT, env=environment)
         try:
-            distributed.main(of("none"))
+            training_processes.main(of("none"))
             processes.wait(timeout=180)
         finally:
             processes.terminate()  # torchrun ends its workers then
@@ -160,3 +171,56 @@ def test_rows_that_ride_along_in_each_process_give_all_the_same_basis(trained):
     result, _ = trained("ddp", "riding")
     assert len(set(result["checksums"])) == 1
     assert max(row["leakage"] for row in result["history"]) < 1e-6
+
+
+# --- whole runs ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("parallel", "name"), [("ddp", "run, projected"), ("fsdp2", "run, projected"), ("ddp", "run, kl")]
+)
+def test_a_run_of_two_processes_leaves_the_record_of_one(trained, parallel, name):
+    one, two = trained("none", name), trained(parallel, name)
+    assert len(set(two[0]["checksums"])) == 1 and distance(one[1], two[1]) < 1e-5
+    mine, theirs = Run.load(one[0]["path"]), Run.load(two[0]["path"])
+    assert differences(mine, theirs, tolerance=1e-4) == []
+    assert mine.scores == theirs.scores and len(mine.history) == 7 + 5
+    assert mine.record["parameters_hash"] == theirs.record["parameters_hash"]  # so reuse finds either
+    where = theirs.record["environment"]
+    assert (where["n_processes"], where["parallel"], where["process_devices"]) == (2, parallel, ["cpu", "cpu"])
+    assert mine.record["environment"]["parallel"] == "none"
+    assert {path.name for path in theirs.path.iterdir()} == {"record.json", "history.parquet", "model"}
+
+
+@pytest.mark.parametrize("parallel", WRAPPERS)
+def test_the_whole_model_is_saved_once(trained, parallel):
+    result, weights = trained(parallel, "run, projected")
+    saved = load_file(f"{result['path']}/model/model.safetensors")
+    assert all(torch.equal(saved[name], weight) for name, weight in weights.items())
+    wb.load_model(f"{result['path']}/model", device="cpu")
+
+
+def test_what_fails_in_one_process_fails_in_all_and_all_go_on_from_the_checkpoint(trained):
+    undisturbed, resumed = trained("ddp", "run, projected"), trained("ddp", "run, resumed")
+    (lead,), (other,) = resumed[0]["errors"]
+    assert lead == "OSError: the judge is out of reach"
+    assert other == f"RuntimeError: Process 0 of 2 failed: {lead}"
+    assert resumed[0]["checksums"] == undisturbed[0]["checksums"]
+    run = Run.load(resumed[0]["path"])
+    assert differences(run, Run.load(undisturbed[0]["path"])) == [] and len(run.record["resumed"]) == 1
+
+
+def test_processes_that_are_not_about_to_do_the_same_do_not_begin(trained):
+    """The one that did begin, in `test_a_run_of_two_processes_leaves_the_record_of_one`, was told the same seed."""
+    errors = trained("ddp", "run, kl")[0]["errors"]
+    assert len(errors) == 2
+    assert all(error.startswith("ValueError: The 2 processes differ in parameters or data") for (error,) in errors)
+
+
+def test_rows_that_cannot_be_shared_out_are_refused():
+    team = Team(torch.nn.Linear(2, 2))
+    assert team.share_of(15) == 15 and team.parallel == "none"
+    team.size = 2
+    assert team.share_of(16) == 8
+    with pytest.raises(ValueError, match="15 cannot be shared out evenly over 2"):
+        team.share_of(15)

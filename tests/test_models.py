@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import workbench as wb
-from workbench.models import fingerprint
+from workbench.models import fingerprint, is_sharded
 
 
 def test_a_saved_model_is_loaded_from_its_folder(tmp_path):
@@ -16,6 +16,11 @@ def test_a_saved_model_is_loaded_from_its_folder(tmp_path):
     assert loaded_tokenizer.chat_template == tokenizer.chat_template
     assert loaded_tokenizer.decode(loaded_tokenizer("é 🙂 \n x").input_ids) == "é 🙂 \n x"
     assert (folder / "model.safetensors").is_file() and not list(tmp_path.glob("*.partial"))
+
+
+def test_one_process_alone_holds_the_whole_model():
+    whole, sharded = (wb.load_model("micro", device="cpu", shard=shard)[0] for shard in (False, True))
+    assert fingerprint(sharded) == fingerprint(whole) and not is_sharded(sharded)
 
 
 def test_dtype_and_name_are_kept():

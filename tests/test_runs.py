@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbench.study import runs
+from workbench.study import provenance, runs
 from workbench.study.runs import Run, find_run, load_histories, load_runs, parameters_hash
 
 PARAMETERS = {"model": "micro", "seed": 3, "technique": {"name": "projection", "rank": 4}, "layers": [0, 1]}
@@ -251,12 +251,12 @@ def test_the_commit_is_that_of_the_repository_that_tracks_the_file(tmp_path):
     tracked, stray = tmp_path / "tracked.py", tmp_path / "stray.py"
     tracked.write_text("1")
     unknown = {"git_sha": None, "git_dirty": None}
-    assert runs._git(tracked) == unknown
+    assert provenance.git_state(tracked) == unknown
     git("init", "--quiet")
     git("add", "tracked.py")
     git("commit", "--quiet", "--message", "x")
-    assert runs._git(tracked) == {"git_sha": git("rev-parse", "HEAD"), "git_dirty": False}
+    assert provenance.git_state(tracked) == {"git_sha": git("rev-parse", "HEAD"), "git_dirty": False}
     tracked.write_text("2")
-    assert runs._git(tracked)["git_dirty"] is True
+    assert provenance.git_state(tracked)["git_dirty"] is True
     stray.write_text("1")
-    assert runs._git(stray) == unknown
+    assert provenance.git_state(stray) == unknown

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -49,6 +50,7 @@ def load_model(
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype = "float32",
+    shard: bool = False,
     trust_remote_code: bool = False,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """A causal language model and its tokenizer.
@@ -56,9 +58,12 @@ def load_model(
     Args:
         name: ``"micro"`` (the base model of the micro-world, shipped with the workbench), a local model folder, or a
             hub id such as ``"Qwen/Qwen2.5-0.5B-Instruct"``.
-        device: Where to put the model; None takes the first accelerator, or else the CPU.
+        device: Where to put the model; None takes the first accelerator, or the one of this process where several were
+            launched, or else the CPU.
         dtype: Of the weights, as ``"float32"``, ``"bfloat16"`` or a torch dtype. Updates of 1e-6 vanish in bfloat16
             weights, so train in float32 weights and let the trainer autocast.
+        shard: Whether each of the processes that ``accelerate launch`` or ``torchrun`` has started holds a part of
+            every parameter (FSDP2) instead of a copy; one process alone holds the whole.
         trust_remote_code: Run code that the model's repository brings along. Off, unless you have read that code.
 
     Raises:
@@ -69,9 +74,10 @@ def load_model(
 
     source = _resolve(name)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    sharding = _sharding() if shard else {}
     try:
         with quiet_transformers(Path(source).is_dir()):
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options, **sharding)
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         if Path(source).is_dir():
@@ -88,7 +94,8 @@ def load_model(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # as TRL does; the attention mask tells padding from the end
     model.name_or_path = str(name)
-    torch.nn.Module.to(model, device or best_device())
+    if not sharding:  # shards lie where transformers has put them
+        torch.nn.Module.to(model, device or best_device())
     return model, tokenizer
 
 
@@ -162,21 +169,31 @@ def build_tokenizer(world: MicroWorld) -> "PreTrainedTokenizerBase":
 
 
 def save_model(model: Any, tokenizer: Any, folder: str | Path, card: dict[str, Any] | None = None) -> Path:
-    """Write a model folder (safetensors, config, tokenizer, and a ``card.json`` if given), whole or not at all."""
+    """Write a model folder (safetensors, config, tokenizer, and a ``card.json`` if given), whole or not at all.
+
+    Of several processes all must call it; the first one writes, the whole tensors also where they are sharded.
+    """
     folder = Path(folder).absolute()
-    if folder.is_dir() and any(folder.iterdir()) and not _holds_model(folder):
+    is_lead = not _launched() or torch.distributed.get_rank() == 0
+    if is_lead and folder.is_dir() and any(folder.iterdir()) and not _holds_model(folder):
         raise FileExistsError(f"{folder} holds files but no model, and saving would replace them. Name another folder.")
     partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    with quiet_transformers():
-        model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    if card is not None:
-        (partial / CARD).write_text(json.dumps(card, indent=2) + "\n")
-    if folder.exists():
-        shutil.rmtree(folder)
-    return partial.rename(folder)
+    if is_lead:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    if is_lead or is_sharded(model):
+        with quiet_transformers():
+            model.save_pretrained(partial, is_main_process=is_lead)
+    if is_lead:
+        tokenizer.save_pretrained(partial)
+        if card is not None:
+            (partial / CARD).write_text(json.dumps(card, indent=2) + "\n")
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    if _launched():
+        torch.distributed.barrier()
+    return folder
 
 
 def load_card(name: str | Path = "micro") -> dict[str, Any]:
@@ -218,9 +235,19 @@ def load_portraits(name: str | Path = "micro", data_dir: str | Path | None = Non
 
 
 def best_device() -> torch.device:
-    """The first accelerator that works here, or else the CPU; a CUDA build of torch names one even where none is."""
+    """The first accelerator that works here, or this process's own where several were launched, or else the CPU.
+
+    A CUDA build of torch names one even where none is.
+    """
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if found is not None and "LOCAL_RANK" in os.environ:
+        return torch.device(found.type, int(os.environ["LOCAL_RANK"]) % torch.accelerator.device_count())
     return found or torch.device("cpu")
+
+
+def is_sharded(model: torch.nn.Module) -> bool:
+    """Whether several processes hold a part of every parameter each (FSDP2)."""
+    return any(hasattr(p, "to_local") for p in model.parameters())
 
 
 @contextmanager
@@ -244,11 +271,21 @@ def trained_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+def reshard(model: torch.nn.Module) -> None:
+    """Let each process hold its part alone again: FSDP2 shows whole weights after a forward without a backward."""
+    for module in model.modules():
+        getattr(module, "reshard", lambda: None)()
+
+
 def fingerprint(model: torch.nn.Module) -> str:
-    """The SHA-256 of all weights, so that a record tells which model it started from."""
+    """The SHA-256 of all weights, so that a record tells which model it started from.
+
+    Of a sharded model the same as of the whole; all processes must ask.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
+        tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
@@ -281,6 +318,20 @@ def _random_model(config: Any, tokenizer: Any, seed: int, **shape: Any) -> "PreT
         return AutoModelForCausalLM.from_config(
             config(vocab_size=len(tokenizer), tie_word_embeddings=True, **tokens, **shape)
         )
+
+
+def _sharding() -> dict[str, Any]:
+    """What `from_pretrained` is told so that it shards; nothing for one process."""
+    n_processes = int(os.environ.get("WORLD_SIZE", 1))
+    if n_processes == 1:
+        return {}
+    from transformers.distributed import DistributedConfig
+
+    return {"distributed_config": DistributedConfig(fsdp_size=n_processes)}
+
+
+def _launched() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _resolve(name: str | Path) -> str:

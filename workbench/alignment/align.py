@@ -2,104 +2,23 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import PrinterCallback, TrainerCallback
-
-from workbench.alignment.objectives import build_trainer, find_objective
-from workbench.alignment.techniques import Technique, as_techniques, restored_weights
-from workbench.corpora.columns import dataset_fingerprint, require_columns
-from workbench.corpora.quiet import quiet_datasets
-from workbench.evaluation.suites import Suite, evaluate
-from workbench.models import find_card, fingerprint, fitting_threads, require_tokenizer, save_model, trained_parameters
-from workbench.study.runs import Run, find_run
+from workbench.alignment.course import Course
+from workbench.alignment.stages import Stage, train
+from workbench.alignment.team import FollowedRun, Team
+from workbench.alignment.techniques import Technique, as_techniques, prepared
+from workbench.corpora.columns import dataset_fingerprint
+from workbench.evaluation.suites import Suite
+from workbench.models import find_card, fingerprint, require_tokenizer, save_model, trained_parameters
+from workbench.study.checkpoints import Checkpoint, drop_checkpoints, resume_run
+from workbench.study.runs import Run, find_run, parameters_hash
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-
-_OWN = {"max_steps", "num_train_epochs", "per_device_train_batch_size", "seed", "output_dir"}
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One training stage.
-
-    Attributes:
-        objective: ``"sft"``, ``"dpo"`` or ``"contrastive"``.
-        data: Rows in the objective's columns.
-        steps: Optimizer steps.
-        batch_size: Rows per step.
-        learning_rate: None takes the objective's usual one for large models.
-        arguments: Further arguments of TRL's `SFTConfig` or `DPOConfig`, or of `ContrastiveConfig`, such as
-            ``gradient_accumulation_steps``, ``beta`` or ``contrast``. Unless they say otherwise, the learning rate
-            rises over the first tenth of the steps, from 0 at the first, and falls linearly after that.
-    """
-
-    objective: str
-    data: "Dataset"
-    steps: int = 30
-    batch_size: int = 16
-    learning_rate: float | None = None
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Check the numbers and the rows."""
-        if self.steps < 1 or self.batch_size < 1:
-            raise ValueError(f"steps and batch_size must be at least 1, got {self.steps} and {self.batch_size}.")
-        require_columns(self.data, find_objective(self.objective).columns, f"objective {self.objective!r}")
-        if clash := sorted(_OWN & set(self.arguments)):
-            raise ValueError(
-                f"Say steps, batch_size and the run's seed instead of {clash}, so that the record is true."
-            )
-
-    @property
-    def n_rows(self) -> int:
-        """Rows drawn over the whole stage."""
-        return self.steps * self.batch_size * self.arguments.get("gradient_accumulation_steps", 1)
-
-    def parameters(self) -> dict[str, Any]:
-        """The settings, for a record."""
-        return {
-            "objective": self.objective,
-            "steps": self.steps,
-            "batch_size": self.batch_size,
-            "learning_rate": self._learning_rate,
-            "lr_scheduler_type": "linear",
-            "warmup_steps": self.steps // 10,
-            **self.arguments,
-        }
-
-    def trainer_arguments(self, model: torch.nn.Module, seed: int, output_dir: Path) -> dict[str, Any]:
-        """Everything TRL's configuration is given; what `arguments` says wins."""
-        gpu = next(model.parameters()).device.type != "cpu"
-        settings = self.parameters()
-        return {
-            "output_dir": str(output_dir),
-            "max_steps": settings.pop("steps"),
-            "per_device_train_batch_size": settings.pop("batch_size"),
-            "seed": seed,
-            "use_cpu": not gpu,
-            "dataloader_pin_memory": gpu,
-            "bf16": gpu,
-            "activation_checkpointing": False,
-            "save_strategy": "no",
-            "report_to": "none",
-            "logging_steps": 1,
-            "logging_nan_inf_filter": False,  # it would log a diverged loss as 0
-            "disable_tqdm": True,
-            **{name: value for name, value in settings.items() if name != "objective"},
-        }
-
-    @property
-    def _learning_rate(self) -> float:
-        return find_objective(self.objective).learning_rate if self.learning_rate is None else self.learning_rate
 
 
 def align(
@@ -124,10 +43,10 @@ def align(
             anchor, positives, negatives: see `ContrastiveConfig`).
         technique: What protects the abilities: `GradientProjection`, `Replay`, `Merge`, a list of them, or None.
         steps: Optimizer steps.
-        batch_size: Rows per step.
+        batch_size: Rows per step, over all processes where there are several.
         learning_rate: None takes the objective's usual one for large models.
         options: Those of `pipeline` (``suites``, ``eval_every``, ``seed``, ``label``, ``runs_dir``, ``reuse``,
-            ``save``, ``progress``); all others go to TRL's configuration as they are.
+            ``checkpoint_every``, ``save``, ``progress``); all others go to TRL's configuration as they are.
 
     Returns:
         The finished run: ``.scores``, ``.history``, ``.record``, ``.path``.
@@ -152,6 +71,7 @@ def pipeline(
     label: str | None = None,
     runs_dir: str | Path = "runs",
     reuse: bool = False,
+    checkpoint_every: int = 0,
     save: bool = False,
     progress: bool = True,
 ) -> Run:
@@ -159,6 +79,9 @@ def pipeline(
 
     The run is evaluated before the first step, every `eval_every` steps, and at its end. An interrupt (Ctrl-C, the
     stop button) ends it with status "interrupted" and what was logged until then, and is raised again.
+
+    Launched by ``accelerate launch`` or ``torchrun``, all processes call this alike and train one model together, as a
+    copy each (DDP) or as shards (FSDP2: ``wb.load_model(..., shard=True)``); the lead writes the record, which all get.
 
     Args:
         model: A causal language model.
@@ -170,13 +93,21 @@ def pipeline(
         seed: Of the order of rows; the model's own randomness, if it has any, follows it too.
         label: What figures call this setting; None makes it from the technique.
         runs_dir: Where the record goes.
-        reuse: If a completed run of the same model, data, stages, technique and seed lies in `runs_dir`, return that
-            and leave the model untrained.
+        reuse: What has been done is not done again. If a completed run of the same model, data, stages, technique and
+            seed lies in `runs_dir`, return that and leave the model untrained; if one that was killed, interrupted or
+            failed has a checkpoint there, go on from that, to the same end as if nothing had happened.
+        checkpoint_every: Optimizer steps between checkpoints, the last of which is kept until the run is complete; 0
+            keeps none. The result does not depend on it.
         save: Whether the aligned model is written beside the record, as ``model/``.
         progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: A setting is out of range or contradicts another, or the processes are not about to do the same.
     """
     if not stages:
         raise ValueError("stages is empty: expected at least one wb.Stage.")
+    team = Team(model)
+    _require_possible(stages, team, checkpoint_every)
     require_tokenizer(tokenizer, chat=any(not isinstance(s.data[0]["prompt"], str) for s in stages))
     techniques = as_techniques(technique)
     name = "+".join(t.name for t in techniques) or "plain"
@@ -195,114 +126,83 @@ def pipeline(
         **_identity(model, tokenizer),
         "seed": seed,
         "eval_every": eval_every,
-        "stages": {str(i): stage.parameters() for i, stage in enumerate(stages, 1)},
-        "techniques": {t.name: t.parameters() for t in techniques},
+        "stages": {str(i): stage.parameters(team.size) for i, stage in enumerate(stages, 1)},
+        "techniques": {t.name: t.parameters() | _counted(t, team) for t in techniques},
         "suites": {suite_name: suite.parameters() for suite_name, suite in (suites or {}).items()},
     }
     data = _fingerprints(stages, techniques, suites or {})
-    finished = find_run(runs_dir, parameters, data) if reuse else None
-    if finished and (finished.file("model").is_dir() or not save):
+    team.require_same(parameters_hash(parameters, data), "parameters or data")
+    if reuse and (finished := _finished(team, runs_dir, parameters, data, save)):
         return finished
     was_training, n_steps = model.training, sum(stage.steps for stage in stages)
     start = {n: p.detach().clone() for n, p in trained_parameters(model).items()} if _deploys(techniques) else {}
-    with Run.start(runs_dir, parameters, slug=f"{route.replace('→', '-')}-{parameters['label']}", data=data) as run:
-        course = _Course(run, model, tokenizer, techniques, suites or {}, eval_every, n_steps, start)
-        with _progress_bar(n_steps, f"{route}, {parameters['label']}", progress) as course.bar:
-            run.record["base_scores"] = course.evaluate(0)
-            for stage in stages:
-                _train(model, tokenizer, stage, techniques, course, seed)
+    with prepared(model, techniques, seed):
+        run, checkpoint = _begun(team, runs_dir, parameters, data, reuse)
+        every = {"eval_every": eval_every, "checkpoint_every": checkpoint_every}
+        course = Course(run, model, tokenizer, techniques, team, suites or {}, n_steps=n_steps, start=start, **every)
+        with run, _progress_bar(n_steps, f"{route}, {parameters['label']}", progress and team.is_lead) as course.bar:
+            run.record["environment"] |= team.environment(model)
+            if checkpoint is None:
+                run.record["base_scores"] = course.evaluate(0)
+            n_before = 0
+            for i, stage in enumerate(stages, 1):
+                at = checkpoint if checkpoint and checkpoint.state["stage"] == i else None
+                if not checkpoint or checkpoint.state["stage"] <= i:
+                    folder = course.begin(i, n_before, at)
+                    train(stage, model, tokenizer, techniques, course, seed, folder, team, at.path if at else None)
+                n_before += stage.steps
             course.deploy()
             course.evaluate(n_steps)
-        run.record["techniques"] = {t.name: t.report() for t in techniques}
-        model.train(was_training)
-        if save:
-            save_model(model, tokenizer, run.file("model"), find_card(model.name_or_path))
-        run.finish(scores=course.scores)
-    return run
+            run.record["techniques"] = {t.name: t.report() for t in techniques}
+            model.train(was_training)
+            if save:
+                save_model(model, tokenizer, run.file("model"), find_card(model.name_or_path))
+            run.finish(scores=course.scores)
+        if team.is_lead and (checkpoint_every or checkpoint):
+            drop_checkpoints(run)  # last, so that a kill before it loses nothing
+    path = team.told(lambda: run.path)
+    return run if team.is_lead else Run.load(path)
 
 
 _PIPELINE_OPTIONS = set(pipeline.__kwdefaults__ or {})
 
 
-class _Course(TrainerCallback):
-    """What happens along a run: each step is logged, every few steps the model is evaluated."""
-
-    def __init__(
-        self,
-        run: Run,
-        model: Any,
-        tokenizer: Any,
-        techniques: Sequence[Technique],
-        suites: Mapping[str, Suite],
-        eval_every: int,
-        n_steps: int,
-        start: Mapping[str, torch.Tensor],
-    ) -> None:
-        self.run, self.model, self.tokenizer, self.techniques = run, model, tokenizer, techniques
-        self.suites, self.eval_every, self.n_steps, self.start = suites, eval_every, n_steps, start
-        self.bar: Any = None
-        self.n_before = 0  # steps of the stages before this one
-        self.scores: dict[str, float] = {}
-
-    def evaluate(self, step: int) -> dict[str, float]:
-        """Score the model as it is, and log it."""
-        if self.suites:
-            self.scores = evaluate(self.model, self.tokenizer, self.suites)
-            self.run.log({"step": step, "evaluation": True, **self.scores})
-        return self.scores
-
-    def deploy(self) -> None:
-        """Turn the weights into those that would be deployed."""
-        for technique in self.techniques:
-            technique.deploy(self.model, self.tokenizer, self.start)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Log what the trainer reports of a step, to which techniques have added what they measured."""
-        if "loss" not in logs:
-            return  # the trainer's summary of the whole training
-        row = {"step": self.n_before + state.global_step, **logs}
-        if not math.isfinite(logs["loss"]):
-            raise FloatingPointError(f"The loss is {logs['loss']} at step {row['step']}. Lower the learning rate.")
-        self.run.log(row)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Evaluate the model as it would be deployed if that is due, and at the end of every stage but the last."""
-        step = self.n_before + state.global_step
-        self.bar.update()
-        due = state.global_step == state.max_steps or (self.eval_every and step % self.eval_every == 0)
-        if self.suites and due and step < self.n_steps:  # after the last step the model is deployed and evaluated
-            with _unwrapped(self.model), restored_weights(self.model) if self.start else nullcontext():
-                try:
-                    self.deploy()
-                    self.evaluate(step)
-                finally:
-                    for technique in reversed(self.techniques):
-                        technique.withdraw(self.model, self.tokenizer)
+def _require_possible(stages: Sequence[Stage], team: Team, checkpoint_every: int) -> None:
+    for stage in stages:
+        team.share_of(stage.batch_size)
+        if checkpoint_every and (clash := sorted(name for name in stage.arguments if name.startswith("save_"))):
+            raise ValueError(f"checkpoint_every decides when checkpoints are kept: leave {clash} out, or it.")
+    if checkpoint_every < 0:
+        raise ValueError(f"checkpoint_every must be a number of steps, or 0 for none, got {checkpoint_every}.")
+    if checkpoint_every and team.sharded:
+        raise ValueError(
+            "Sharded models (FSDP2) cannot be resumed, for the trainer writes the lead's part of the optimizer's state "
+            "alone: leave checkpoint_every out, or train copies (DDP)."
+        )
 
 
-def _train(model: Any, tokenizer: Any, stage: Stage, techniques: list[Technique], course: _Course, seed: int) -> None:
-    data, n_training = stage.data, stage.batch_size
-    for technique in techniques:
-        data, n_training = technique.mix(data, stage.n_rows, seed), technique.training_rows(n_training)
-    callbacks = [callback for technique in techniques for callback in technique.callbacks()]
-    arguments = stage.trainer_arguments(model, seed, course.run.file("trainer"))
-    arguments["per_device_train_batch_size"] = n_training
-    adapters = set(getattr(model, "peft_config", {}))
-    with quiet_datasets():
-        trainer = build_trainer(stage.objective, model, tokenizer, data, [*callbacks, course], **arguments)
-        trainer.remove_callback(PrinterCallback)
-        try:
-            with fitting_threads(model):
-                trainer.train()
-        finally:
-            for technique in techniques:
-                technique.close()
-            trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-            for adapter in set(getattr(model, "peft_config", {})) - adapters:
-                model.delete_adapter(adapter)  # DPO's reference, a copy of the adapter that is trained
-    course.n_before += stage.steps
-    with suppress(OSError):  # keeps checkpoints, goes where none were asked for
-        course.run.file("trainer").rmdir()
+def _finished(team: Team, runs_dir: str | Path, parameters: Any, data: Any, save: bool) -> Run | None:
+    def find() -> Path | None:
+        run = find_run(runs_dir, parameters, data)
+        return run.path if run and (run.file("model").is_dir() or not save) else None
+
+    path = team.told(find)
+    return None if path is None else Run.load(path)
+
+
+def _begun(team: Team, runs_dir: str | Path, parameters: Any, data: Any, reuse: bool) -> tuple[Run, Checkpoint | None]:
+    """A run in progress, and where it goes on if it had been begun before."""
+    slug = f"{parameters['pipeline'].replace('→', '-')}-{parameters['label']}"
+    mine: list[Run] = []
+
+    def begin() -> tuple[Path, dict[str, Any], Checkpoint | None]:
+        resumed = resume_run(runs_dir, parameters, data, n_processes=team.size) if reuse else None
+        run, checkpoint = resumed or (Run.start(runs_dir, parameters, slug=slug, data=data), None)
+        mine.append(run)
+        return run.path, run.record, checkpoint
+
+    path, record, checkpoint = team.told(begin)
+    return mine[0] if team.is_lead else FollowedRun(path, record), checkpoint
 
 
 def _fingerprints(
@@ -334,23 +234,16 @@ def _identity(model: Any, tokenizer: Any) -> dict[str, Any]:
     }
 
 
+def _counted(technique: Technique, team: Team) -> dict[str, int]:
+    return {"n_processes": team.size} if technique.counts_processes and team.size > 1 else {}
+
+
 def _adapters(model: Any) -> Any:
     return getattr(model, "peft_config", {}).items()
 
 
 def _deploys(techniques: Sequence[Technique]) -> bool:
     return any(t.changes_weights for t in techniques)
-
-
-@contextmanager
-def _unwrapped(model: Any) -> Iterator[None]:
-    """The model without the autocast that accelerate wraps around its forward: all scores have one precision."""
-    wrapper = model.__dict__.pop("forward", None)
-    try:
-        yield
-    finally:
-        if wrapper is not None:
-            model.forward = wrapper
 
 
 @contextmanager

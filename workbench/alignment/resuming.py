@@ -15,11 +15,11 @@ def checkpoint_folder(args: Any, state: Any) -> Path:
     return Path(args.output_dir) / f"checkpoint-{state.global_step}"
 
 
-def save_state(folder: Path, state: Mapping[str, Any], subspace: Any) -> None:
+def save_state(folder: Path, state: Mapping[str, Any], subspace: Any = None, name: str = "gradient_projection") -> None:
     """Write a state of nested mappings, and the basis if it holds beyond this step; each process its own."""
     from safetensors.torch import save_file
 
-    base = folder / _name()
+    base = folder / _own(name)
     tensors: dict[str, torch.Tensor] = {}
     plain = _pick_tensors(state, (), tensors)
     save_file(tensors, base.with_suffix(".safetensors"))
@@ -28,7 +28,13 @@ def save_state(folder: Path, state: Mapping[str, Any], subspace: Any) -> None:
     base.with_suffix(".json").write_text(json.dumps(plain))  # last: where it is, the rest is
 
 
-def load_state(folder: Path, basis_device: Any, basis_class: Any) -> tuple[dict[str, Any], Any]:
+def load_state(
+    folder: Path,
+    basis_device: Any = None,
+    basis_class: Any = None,
+    name: str = "gradient_projection",
+    technique: str = "GradientProjection",
+) -> tuple[dict[str, Any], Any]:
     """Read what `save_state` wrote: the state, on the CPU, and the basis or None.
 
     Raises:
@@ -36,11 +42,11 @@ def load_state(folder: Path, basis_device: Any, basis_class: Any) -> tuple[dict[
     """
     from safetensors.torch import load_file
 
-    base = folder / _name()
+    base = folder / _own(name)
     if not base.with_suffix(".json").exists():
         raise FileNotFoundError(
             f"Training resumes at {folder}, where {base.name}.json is missing: the checkpoint was not written with "
-            "GradientProjection, by as many processes, or lies outside output_dir. Resume from one in output_dir that "
+            f"{technique}, by as many processes, or lies outside output_dir. Resume from one in output_dir that "
             "was, or start anew."
         )
     state = json.loads(base.with_suffix(".json").read_text())
@@ -50,9 +56,9 @@ def load_state(folder: Path, basis_device: Any, basis_class: Any) -> tuple[dict[
     return state, basis_class.load(subspace, str(basis_device)) if subspace.exists() else None
 
 
-def _name() -> str:
+def _own(name: str) -> str:
     rank, n_processes = world()
-    return "gradient_projection" if n_processes == 1 else f"gradient_projection-{rank}-of-{n_processes}"
+    return name if n_processes == 1 else f"{name}-{rank}-of-{n_processes}"
 
 
 def _pick_tensors(value: Any, path: tuple[str, ...], tensors: dict[str, torch.Tensor]) -> Any:

@@ -5,25 +5,24 @@ import hashlib
 import json
 import math
 import os
-import platform
 import re
-import subprocess
-import sys
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import pandas as pd
+from filelock import FileLock, Timeout
 from pandas.api.types import infer_dtype
 
+from .provenance import environment, peak_memory
+
 STATUSES = ("completed", "interrupted", "failed")
-PACKAGES = ("alignment-workbench", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
 FIXED_COLUMNS = ("run_id", "path", "status", "started", "wall_seconds", "trajectory")
 
 
@@ -35,6 +34,9 @@ class Run:
     the folder takes its name. As a context manager: leaving normally completes the run; an interrupt or an
     exception is written down and goes on.
 
+    Who writes a run holds the lock `<run_id>.lock` beside the folder, which the system takes from a process
+    that dies, however it dies: so a run that was killed is told from one that goes on.
+
     Attributes:
         path: The folder, renamed when the run finishes.
         record: The content of `record.json`; keys added here are written at the end.
@@ -45,6 +47,7 @@ class Run:
         self.path, self.record = path, record
         self._rows = rows  # None unless this object writes the run
         self._begun = time.monotonic()
+        self._lock: FileLock | None = None
 
     @classmethod
     def start(
@@ -76,15 +79,50 @@ class Run:
             "error": None,
             "parameters": recorded,
             "data": dict(data or {}),
-            "environment": _environment(),
-            "started": _now(),
+            "environment": environment(),
+            "started": now(),
             **dict.fromkeys(["finished", "wall_seconds", "peak_memory_bytes", "peak_cuda_bytes"]),
             "base_scores": {},
             "scores": {},
         }
         run = cls(path, record, rows=[])
+        run._lock = _locked(path)
         run._write_record()
         return run
+
+    @classmethod
+    def take_over(cls, path: str | Path) -> Self | None:
+        """The unfinished run in a folder, to go on with by `go_on`; None while anyone works on it.
+
+        Its folder is `<run_id>.partial` again, if an interrupt or an error had given it its name.
+        """
+        path = Path(path)
+        partial = path.with_name(path.name.removesuffix(".partial") + ".partial")
+        with suppress(OSError):  # another process was quicker
+            if path != partial:
+                path.rename(partial)
+            if lock := _locked(partial):
+                run = cls.load(partial)  # as it lies there now that nobody else can change it
+                run._lock = lock
+                return run
+        return None
+
+    def go_on(self, history: Path, seconds: float) -> None:
+        """Writes on, as the run was when a copy of its `history.jsonl` was taken.
+
+        Args:
+            history: The copy.
+            seconds: What the run had taken by then.
+        """
+        rows = _lines(history)
+        here = {"at": now(), "rows": len(rows), "environment": environment()}
+        ended = {"status": "running", "error": None, "finished": None}
+        self.record |= {**ended, "resumed": [*self.record.get("resumed", []), here]}
+        self._rows, self._begun = rows, time.monotonic() - seconds
+        shutil.copy(history, self.file("history.jsonl.tmp"))
+        os.replace(self.file("history.jsonl.tmp"), self.file("history.jsonl"))
+        self._write_record()
+        self.file("history.parquet").unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -122,10 +160,12 @@ class Run:
             return _table(self._rows)
         if self.file("history.parquet").is_file():
             return pd.read_parquet(self.file("history.parquet"))
-        file = self.file("history.jsonl")
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else []
-        whole = [line for line in lines if line.endswith("\n")]  # a kill can tear the last one
-        return _table([json.loads(line) for line in whole])
+        return _table(_lines(self.file("history.jsonl")))
+
+    @property
+    def seconds(self) -> float:
+        """Wall time that this run has taken so far, what it took before it was resumed included."""
+        return time.monotonic() - self._begun
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Appends a row: `{"step": 3, "loss": 0.1}`, or scores with `"evaluation": True`.
@@ -161,9 +201,9 @@ class Run:
         ended = {
             "status": status,
             "error": error,
-            "finished": _now(),
-            "wall_seconds": round(time.monotonic() - self._begun, 3),
-            **_peak_memory(),
+            "finished": now(),
+            "wall_seconds": round(self.seconds, 3),
+            **peak_memory(),
             "base_scores": _plain(base_scores or self.record["base_scores"], "base_scores", float),
             "scores": _plain(scores or {}, "scores", float),
         }
@@ -173,6 +213,15 @@ class Run:
         self._write_record()
         self.file("history.jsonl").unlink(missing_ok=True)
         self.path, self._rows = self.path.rename(self.path.with_name(self.record["run_id"])), None
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Gives up the lock: another process may take the run over."""
+        if self._lock is not None:
+            with suppress(OSError):  # Windows keeps what is open
+                Path(self._lock.lock_file).unlink()  # before it is released, so that nobody waits for a file that goes
+            self._lock.release()
+            self._lock = None
 
     def file(self, name: str) -> Path:
         """Where an artifact lies in the folder as it is called now: `run.file("subspace.safetensors")`."""
@@ -201,9 +250,7 @@ class Run:
         return self._rows
 
     def _write_record(self) -> None:
-        text = json.dumps(_plain(self.record, "record"), indent=2, ensure_ascii=False)
-        self.file("record.json.tmp").write_text(text + "\n", encoding="utf-8")
-        os.replace(self.file("record.json.tmp"), self.file("record.json"))
+        write_json(self.file("record.json"), _plain(self.record, "record"))
 
 
 def load_runs(runs_dir: str | Path, *, include_running: bool = False) -> pd.DataFrame:
@@ -230,8 +277,8 @@ def load_runs(runs_dir: str | Path, *, include_running: bool = False) -> pd.Data
     return pd.DataFrame(
         {name: run.record.get(name) for name in FIXED_COLUMNS}
         | {"path": str(run.path), "trajectory": points}
-        | _aside(flatten(run.record["parameters"]), scored.union(FIXED_COLUMNS), "parameter")
-        | _aside(_all_scores(run), FIXED_COLUMNS, "score")
+        | aside(flatten(run.record["parameters"]), scored.union(FIXED_COLUMNS), "parameter")
+        | aside(_all_scores(run), FIXED_COLUMNS, "score")
         for run, points in found
     )
 
@@ -249,10 +296,14 @@ def find_run(
     status: str = "completed",
 ) -> Run | None:
     """The newest run of exactly these parameters and data, or None: what is finished need not run again."""
+    return next((run for run in runs_of(runs_dir, parameters, data) if run.status == status), None)
+
+
+def runs_of(runs_dir: str | Path, parameters: Mapping[str, Any], data: Mapping[str, str] | None = None) -> list[Run]:
+    """All runs of exactly these parameters and data, whatever became of them, the newest first."""
     digest = parameters_hash(parameters, data)
-    runs = [run for run, _ in _read(runs_dir, f"*-{digest[:8]}*") if run.status == status]
-    same = [run for run in runs if run.record["parameters_hash"] == digest]
-    return max(same, key=lambda run: run.record["run_id"], default=None)
+    same = [run for run, _ in _read(runs_dir, f"*-{digest[:8]}*") if run.record["parameters_hash"] == digest]
+    return sorted(same, key=lambda run: run.record["run_id"], reverse=True)
 
 
 def parameters_hash(parameters: Mapping[str, Any], data: Mapping[str, str] | None = None) -> str:
@@ -271,13 +322,21 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def write_json(file: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file under a temporary name first, so that no reader and no kill finds half of it."""
+    temporary = file.with_name(file.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, file)
+
+
 def timestamp() -> str:
     """UTC to the millisecond, as names of runs begin: 20260131T235959123Z."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}"[:-3] + "Z"
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+def now(precision: str = "milliseconds") -> str:
+    """UTC in ISO 8601, as records hold it."""
+    return datetime.now(UTC).isoformat(timespec=precision)
 
 
 def _claim_folder(runs_dir: Path, name: str) -> Path:
@@ -288,6 +347,21 @@ def _claim_folder(runs_dir: Path, name: str) -> Path:
             if not (runs_dir / run_id).exists():
                 (runs_dir / f"{run_id}.partial").mkdir(parents=True)
                 return runs_dir / f"{run_id}.partial"
+
+
+def _locked(path: Path) -> FileLock | None:
+    """The lock of a run's folder, or None if another process, or another `Run` of this one, holds it."""
+    lock = FileLock(path.with_name(path.name.removesuffix(".partial") + ".lock"), thread_local=False)
+    with suppress(Timeout):
+        lock.acquire(blocking=False)
+        return lock
+    return None
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    """The rows of a `history.jsonl`; none if there is no file."""
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]  # a kill can tear the last one
 
 
 def _read(runs_dir: str | Path, folder: str = "*") -> Iterator[tuple[Run, list[dict[str, Any]]]]:
@@ -313,7 +387,8 @@ def _all_scores(run: Run) -> dict[str, float]:
     return base | run.scores
 
 
-def _aside(values: Mapping[str, Any], taken: Iterable[str], prefix: str) -> dict[str, Any]:
+def aside(values: Mapping[str, Any], taken: Iterable[str], prefix: str) -> dict[str, Any]:
+    """The values, with `<prefix>.` before the names that are taken."""
     return {f"{prefix}.{name}" if name in taken else name: value for name, value in values.items()}
 
 
@@ -341,43 +416,3 @@ def scalar(value: Any) -> Any:
         return value.item()
     mend = "numbers, strings, lists and dicts are fine, a path as str(path)."
     raise TypeError(f"expected a value that JSON can hold, got {type(value).__name__}: {mend}")
-
-
-def _environment() -> dict[str, Any]:
-    versions = {}
-    for package in PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    torch = sys.modules.get("torch")  # importing it for its device names alone would take seconds
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu_count": os.cpu_count(),
-        "devices": [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())] if torch else [],
-        "versions": versions,
-        **_git(Path(__file__)),
-    }
-
-
-def _git(file: Path) -> dict[str, Any]:
-    """State of the repository that tracks a file: one that merely surrounds site-packages does not count."""
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(file.parent), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    with suppress(OSError, subprocess.CalledProcessError):
-        git("ls-files", "--error-unmatch", file.name)
-        return {"git_sha": git("rev-parse", "HEAD"), "git_dirty": bool(git("status", "--porcelain"))}
-    return {"git_sha": None, "git_dirty": None}
-
-
-def _peak_memory() -> dict[str, int | None]:
-    """Peaks of the process so far in bytes: of the run alone only where the process ran nothing else."""
-    peak, torch = None, sys.modules.get("torch")
-    with suppress(ImportError):  # no such module on Windows
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    cuda = torch.cuda.max_memory_allocated() if torch and torch.cuda.is_initialized() else None
-    return {"peak_memory_bytes": peak, "peak_cuda_bytes": cuda}

@@ -1,13 +1,17 @@
 """Train the shipped base model in one process or in several, for `test_distributed.py`.
 
-Imported for one process; for two, ``torchrun --standalone --nproc-per-node 2 tests/distributed.py '[{…}, {…}]'`` with a
-JSON list of cases, so that one launch serves many:
+Imported for one process; for two, ``torchrun --standalone --nproc-per-node 2 tests/training_processes.py '[{…}, {…}]'``
+with a JSON list of cases, so that one launch serves many:
 
 - ``trainer``: ``"trainer"`` (of transformers), ``"sft"``, ``"dpo"`` or ``"contrastive"``;
 - ``parallel``: ``"none"``, ``"ddp"`` or ``"fsdp2"``;
 - ``arguments``: of the trainer's configuration, beside those that `train` sets;
 - ``projection``: None for plain training, or arguments of `wb.GradientProjection` beside its references;
 - ``out``: a folder, where rank 0 writes ``weights.safetensors``, the whole tensors, and ``result.json``.
+
+Cases with ``pipeline``, the name of a technique in `TECHNIQUES`, run `wb.pipeline` instead, SFT→DPO, with ``parallel``
+and ``out``. With ``fails`` the judge of rank 0 raises at its call of that number, and the run is then tried again; with
+``differs`` each rank has a seed of its own, and it is tried again with one for all.
 
 An optimizer step sees the same `ROWS` rows however many processes share them.
 """
@@ -18,6 +22,7 @@ import json
 import os
 import sys
 from collections import Counter
+from dataclasses import replace
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -34,7 +39,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import workbench as wb
 from workbench.alignment.objectives import build_trainer
 from workbench.corpora.encoding import encode, pad_batch
-from workbench.models import MICRO
 
 RANK, N_RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 ROWS = 8  # of an optimizer step, over all processes and accumulated batches
@@ -98,7 +102,7 @@ def main(cases):
     if N_RANKS > 1:
         dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     for case in cases:
-        result, weights = train(**case)
+        result, weights = (align if "pipeline" in case else train)(**case)
         if RANK == 0:
             out = Path(case["out"])
             save_file(weights, out / "weights.safetensors")
@@ -127,8 +131,6 @@ def train(trainer, parallel, out, arguments=None, projection=None):
     settings |= {"per_device_train_batch_size": ROWS // n_batches}
     if parallel == "ddp":
         settings |= {"ddp_backend": "gloo", "ddp_find_unused_parameters": False}
-    if parallel == "fsdp2" and trainer == "dpo":
-        settings |= {"precompute_ref_log_probs": False}  # TRL hashes the model for it, and cannot hash shards
 
     torch.set_num_threads(1)
     model, tokenizer = load(parallel)
@@ -157,6 +159,52 @@ def train(trainer, parallel, out, arguments=None, projection=None):
     return result, weights
 
 
+TECHNIQUES = {
+    "projected": lambda references: [
+        wb.GradientProjection(references, n_samples=16, refresh=2, restore=wb.Restore(1.0, tolerance=0.02)),
+        wb.Merge(0.5),
+    ],
+    "kl": lambda references: wb.KLToBase(references, n_rows=4),
+}
+JUDGED = {"calls": 0, "fails": None}
+
+
+def fragile(rows, answers):
+    """The oracle's verdicts, until it fails."""
+    JUDGED["calls"] += 1
+    if JUDGED["calls"] == JUDGED["fails"]:
+        raise OSError("the judge is out of reach")
+    return wb.oracle(rows, answers)
+
+
+def align(pipeline, parallel, out, fails=None, differs=False):
+    """What a pipeline leaves, and the whole weights; on every rank."""
+    torch.set_num_threads(1)
+    how = {"batch_size": ROWS, "learning_rate": 1e-3}
+    steady = {"adam_epsilon": 1e-5}  # without it Adam takes whole steps along what is mere rounding
+    stages = [
+        wb.Stage("sft", world().demonstrations(64), 4, **how, arguments=steady),
+        wb.Stage("dpo", world().preferences(32), 3, **how, arguments={**steady, "gradient_accumulation_steps": 2}),
+    ]
+    suites = {
+        k: replace(s, judge=fragile) for k, s in wb.suites_of(world(), 6).items() if s.axis in ("safety", "utility")
+    }
+    options = {"suites": suites, "eval_every": 2, "checkpoint_every": 0 if parallel == "fsdp2" else 1, "reuse": True}
+    JUDGED.update(calls=0, fails=fails)
+    errors = []
+    for seed in ([RANK] if differs else []) + [0, 0]:
+        model, tokenizer = wb.load_model("micro", device="cpu", shard=parallel == "fsdp2")
+        technique = TECHNIQUES[pipeline](world().references(16))
+        try:
+            where = {"runs_dir": Path(out) / "runs", "save": True, "seed": seed, "progress": False}
+            run = wb.pipeline(model, tokenizer, stages, technique, **options, **where)
+            break
+        except (OSError, RuntimeError, ValueError) as error:
+            errors.append(f"{type(error).__name__}: {error}")
+    weights = {name: whole(p) for name, p in model.named_parameters()}
+    return {"path": str(run.path), "errors": gathered(errors), "checksums": gathered(checksum(weights))}, weights
+
+
 @cache
 def world():
     """Where the rows come from."""
@@ -165,14 +213,7 @@ def world():
 
 def load(parallel):
     """The base model, sharded if asked for, and its tokenizer."""
-    model, tokenizer = wb.load_model("micro", device="cpu")
-    if parallel == "fsdp2":
-        from transformers import AutoModelForCausalLM
-        from transformers.distributed import DistributedConfig
-
-        sharding = DistributedConfig(fsdp_size=N_RANKS)
-        model = AutoModelForCausalLM.from_pretrained(MICRO, dtype=torch.float32, distributed_config=sharding)
-    return model, tokenizer
+    return wb.load_model("micro", device="cpu", shard=parallel == "fsdp2")
 
 
 def build(trainer, model, tokenizer, callbacks, settings):
