@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize
 
-from workbench.geometry.cone import nonnegative_qp
+from workbench.geometry.cone import deconflicted_sum, nonnegative_qp
 
 
 def program(n_blocks, m, d, seed=0):
@@ -167,3 +167,35 @@ def test_bad_input_is_refused():
             nonnegative_qp(gram, target.fill_(broken))
     with pytest.raises(ValueError, match="positive semi-definite"):
         nonnegative_qp(-gram, torch.ones_like(target))
+
+
+# --- sums without conflicts -------------------------------------------------------------------------------------------
+
+
+def test_two_gradients_in_conflict_by_hand():
+    """g = (1, 0) and r = (−1, 1) point apart: g loses −½r, r loses −g, and the sum is (½, ½) + (0, 1)."""
+    g = torch.tensor([[1.0, 0.0], [-1.0, 1.0]])
+    both = deconflicted_sum(g @ g.T, [[1], [0]])
+    torch.testing.assert_close(both, torch.tensor([2.0, 1.5], dtype=torch.float64))
+    torch.testing.assert_close(both @ g.double(), torch.tensor([0.5, 1.5], dtype=torch.float64))
+    torch.testing.assert_close(deconflicted_sum(g @ g.T, [[1], []]) @ g.double(), torch.tensor([-0.5, 1.5]).double())
+    assert deconflicted_sum(g.abs() @ g.abs().T, [[1], [0]]).tolist() == [1, 1]  # no conflict, the plain sum
+    assert deconflicted_sum(torch.zeros(2, 2), [[0, 1], [1, 0]]).tolist() == [1, 1]
+
+
+@given(st.integers(1, 6), st.integers(1, 8), st.integers(0, 1000))
+@settings(max_examples=60, deadline=None)
+def test_the_sum_is_that_of_pcgrad_vector_by_vector(n, d, seed):
+    generator = torch.Generator().manual_seed(seed)
+    gradients = torch.randn(n, d, generator=generator, dtype=torch.float64)
+    orders = [torch.randperm(n, generator=generator).tolist() for _ in range(n)]
+    total = torch.zeros(d, dtype=torch.float64)
+    for i, order in enumerate(orders):
+        freed = gradients[i].clone()
+        for j in order:
+            dot = freed @ gradients[j]
+            if j != i and dot < 0:
+                freed -= dot / gradients[j].square().sum() * gradients[j]
+        total += freed
+    found = deconflicted_sum(gradients @ gradients.T, orders) @ gradients
+    torch.testing.assert_close(found, total, rtol=1e-8, atol=1e-8 * gradients.abs().max().item())

@@ -320,7 +320,7 @@ def test_kl_is_scaled_with_the_loss_under_a_gradient_scaler(micro, pairs, refere
         scaler.scale(torch.zeros(()))
         optimizer = type("Scaled", (), {"scaler": scaler})
         kl.on_train_begin(trainer.args, trainer.state, None, model, processing_class=micro[1], optimizer=optimizer)
-        kl._base = {name: p + 0.01 for name, p in kl._base.items()}
+        kl.base.tensors = {name: p + 0.01 for name, p in kl.base.tensors.items()}
         model.zero_grad()
         kl.on_step_begin(trainer.args, trainer.state, None, model)
         found[scale] = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])

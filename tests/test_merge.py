@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import workbench as wb
-from workbench.alignment.techniques import choose_alpha
+from workbench.alignment.merging import choose_alpha, part_of
 
 KNOWN, NEW = "harmful_validation", "harmful_validation_kind"
 
@@ -135,15 +135,90 @@ def test_an_interrupted_search_leaves_the_aligned_weights(train, suites):
     assert same(model, aligned) and technique.report() == {}
 
 
+# --- by parts of the network's depth ---------------------------------------------------------------------------------
+
+
+def test_each_part_has_its_own_alpha(train, micro):
+    """Of two layers: the embeddings, which are the head's weights, too, go with the first, the norm with the last."""
+    little = {"steps": 3, "learning_rate": 1e-3}
+    aligned, run_and_model = train(**little)[1], train(wb.Merge([0.25, 0.75]), **little)
+    run, model = run_and_model
+    named = [m.named_parameters() for m in (micro[0], aligned, model)]
+    for (name, start), (_, end), (_, p) in zip(*named, strict=True):
+        first = "embed_tokens" in name or ".layers.0." in name
+        assert torch.equal(p, torch.lerp(start, end, 0.25 if first else 0.75)), name
+    assert run.record["parameters"]["technique"] == "merge_hma"
+    assert run.record["parameters"]["techniques"]["merge_hma"] == {"alpha": [0.25, 0.75]}
+
+
+def test_one_part_is_one_alpha_bit_for_bit_and_keeps_its_record(train, suites):
+    little = {"steps": 2, "learning_rate": 1e-3}
+    one, model = train(wb.Merge(0.3), **little)
+    for technique in (wb.Merge([0.3]), wb.Merge([0.3, 0.3])):
+        run, other = train(technique, **little)
+        assert same(other, model)
+        told = run.record["parameters_hash"] == one.record["parameters_hash"]
+        assert told == (technique.name == "merge")
+    settings = wb.Merge("validated", validation=suites).parameters()
+    assert list(settings) == ["alpha", "floor", "grid", "validation"]
+    assert wb.Merge("validated", validation=suites, parts=1).parameters() == settings
+    assert wb.Merge("validated", validation=suites, parts=2).parameters() == {**settings, "parts": 2}
+
+
+def test_parts_are_of_like_depth_in_any_architecture():
+    from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig
+
+    gpt2 = GPT2Config(n_layer=5, n_embd=8, n_head=2, vocab_size=11, n_positions=7)
+    opt = OPTConfig(num_hidden_layers=5, hidden_size=8, word_embed_proj_dim=8, ffn_dim=8, num_attention_heads=2,
+                    vocab_size=11, max_position_embeddings=7)  # fmt: skip
+    for config in (gpt2, opt):
+        config.tie_word_embeddings = False
+        model = AutoModelForCausalLM.from_config(config)
+        parts = part_of(model, 3)
+        assert list(parts) == [name for name, _ in model.named_parameters()]
+        for name, part in parts.items():
+            numbers = [int(word) for word in name.split(".") if word.isdigit()]
+            outside = 0 if "wte" in name or "wpe" in name or "embed" in name else 2
+            assert part == ([0, 0, 1, 1, 2][numbers[0]] if numbers else outside), name
+        assert set(part_of(model, 1).values()) == {0}
+        with pytest.raises(ValueError, match=r"Merging in 6 parts needs as many layers, and .* has 5"):
+            part_of(model, 6)
+
+
+def test_a_model_with_too_few_layers_is_refused_before_training(train, tmp_path):
+    with pytest.raises(ValueError, match="Merging in 3 parts needs as many layers"):
+        train(wb.Merge([0.2, 0.2, 0.2]), runs_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_validated_parts_are_never_worse_where_they_were_chosen_than_one_alpha(train, validated, suites, micro, plain):
+    run, model = train(wb.Merge("validated", validation=suites, grid=6, parts=2))
+    found = run.record["techniques"]["merge_hma"]
+    rows = {tuple(row["alphas"]): row for row in found["scores"]}
+    chosen, uniform = rows[tuple(found["alphas"])], [row for a, row in rows.items() if a[0] == a[1]]
+    assert [row["alpha"] for row in uniform] == [0, 0.2, 0.4, 0.6, 0.8, 1]
+    assert found["floor_held"] and min(chosen[f"{name}/refusal_rate"] for name in (KNOWN, NEW)) >= 0.95
+    best = choose_alpha(uniform, suites, 0.95)
+    assert chosen["utility"] > next(row["utility"] for row in uniform if row["alpha"] == best) - 1.5 / 120
+    assert found["alpha"] == sum(found["alphas"]) / 2
+    assert 6 + 2 * 5 <= len(rows) < 36  # one round at least, not the whole grid of both
+    for (name, start), end, p in zip(micro[0].named_parameters(), plain.parameters(), model.parameters(), strict=True):
+        assert torch.equal(p, torch.lerp(start, end, found["alphas"][part_of(model, 2)[name]]))
+
+
 def test_wrong_settings_are_refused_at_once(suites, world):
     safety = {name: suites[name] for name in (KNOWN, NEW)}
     for match, settings in {
-        "alpha must lie between 0 and 1 or be": {"alpha": 1.5},
+        "alpha must lie between 0 and 1, or be": {"alpha": 1.5},
         "got 'valid'": {"alpha": "valid", "validation": suites},
         r"come together, got alpha='validated' with 0": {"alpha": "validated"},
         r"come together, got alpha=0.5 with 6": {"validation": suites},
         r"got the axes \['safety'\]": {"alpha": "validated", "validation": safety},
         r"got the axes \['utility'\]": {"alpha": "validated", "validation": {"facts": suites["facts"]}},
+        r"got \[0.5, 1.5\]": {"alpha": [0.5, 1.5]},
+        r"got \[\]": {"alpha": []},
+        "parts must be at least 1 and goes with": {"alpha": [0.5, 0.5], "parts": 2},
+        "got 0": {"alpha": "validated", "validation": suites, "parts": 0},
         "floor must lie between 0 and 1": {"alpha": "validated", "validation": suites, "floor": 95},
         "grid be at least 2, got 0.95 and 1": {"alpha": "validated", "validation": suites, "grid": 1},
     }.items():

@@ -2,28 +2,23 @@
 
 import random
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.func import functional_call
 from torch.nn import functional as F
 from transformers import TrainerCallback
 
 from workbench.alignment.measuring import Measurements
-from workbench.alignment.resuming import checkpoint_folder
-from workbench.alignment.support import under_deepspeed
+from workbench.alignment.metric import loss_scale_of
+from workbench.alignment.starting import StartingWeights
 from workbench.alignment.techniques import Technique
 from workbench.corpora.encoding import encode, pad_batch
-from workbench.geometry.gradients import undisturbed
+from workbench.geometry.gradients import add_gradients_, undisturbed
 from workbench.models import trained_parameters
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-_BASE = "kl_base.safetensors"
 
 
 class KLToBase(TrainerCallback, Technique):
@@ -57,7 +52,7 @@ class KLToBase(TrainerCallback, Technique):
             raise ValueError(f"beta must be positive and n_rows at least 1, got {beta} and {n_rows}.")
         self.references, self.beta, self.n_rows, self.max_length = dict(references), beta, n_rows, max_length
         self.measurements = Measurements()
-        self._base: dict[str, Tensor] = {}
+        self.base = StartingWeights("KLToBase", "kl_base.safetensors")
         self._rows: list[dict[str, list[int]]] = []
 
     def parameters(self) -> dict[str, Any]:
@@ -76,20 +71,10 @@ class KLToBase(TrainerCallback, Technique):
             ValueError: The parameters are sharded, or DeepSpeed keeps the gradients to itself.
             FileNotFoundError: The checkpoint that training resumes from has no copy.
         """
-        sharded = any(hasattr(p, "to_local") or hasattr(p, "_is_flat_param") for p in model.parameters())
-        if sharded or under_deepspeed(args):
-            raise ValueError(
-                "KLToBase runs the model with its earlier parameters in place of its own, which sharded models (FSDP, "
-                "DeepSpeed) do not allow. Train in one process or under DDP, or hold abilities with wb.Replay."
-            )
+        self.base.keep(args, state, model)
         tokenizer = kwargs["processing_class"]
-        scaler = getattr(kwargs.get("optimizer"), "scaler", None)
-        self._loss_scale = scaler.get_scale if scaler is not None else lambda: 1.0
-        if not self._base:
-            parameters = trained_parameters(model)
-            self._base = {name: p.detach().clone() for name, p in parameters.items()}
-            if state.global_step:
-                self._base = {n: t.to(parameters[n]) for n, t in _load(checkpoint_folder(args, state) / _BASE).items()}
+        self._loss_scale = loss_scale_of(kwargs.get("optimizer"))
+        if not self._rows:
             self._rows = [row for rows in self.references.values() for row in encode(rows, tokenizer, self.max_length)]
         self._pad = tokenizer.pad_token_id
 
@@ -101,33 +86,20 @@ class KLToBase(TrainerCallback, Technique):
         batch.pop("labels")
         parameters = trained_parameters(model)
         with undisturbed(model), torch.enable_grad():
-            with torch.no_grad():
-                base = functional_call(model, self._base, kwargs={**batch, "use_cache": False}).logits
+            base = self.base.logits(model, batch)
             divergence = kl_divergence(base, model(**batch, use_cache=False).logits, batch["attention_mask"])
             (self._loss_scale() * self.beta * divergence).backward()
             gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
-        for name, gradient in gradients.items():
-            p = parameters[name]
-            p.grad = gradient if p.grad is None else p.grad + gradient
+        add_gradients_(parameters, gradients)
         self.measurements.note(state.global_step + 1, {"kl_to_base": divergence.item()}, [])
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the copy beside the checkpoint."""
-        if state.is_world_process_zero:
-            save_file(self._base, checkpoint_folder(args, state) / _BASE)
+        self.base.save(args, state)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Add the divergence to the trainer's metrics."""
         self.measurements.add_to(logs, state)
-
-
-def _load(path: Path) -> dict[str, Tensor]:
-    if not path.exists():
-        raise FileNotFoundError(
-            f"Training resumes at {path.parent}, where {path.name} is missing: the checkpoint was written without "
-            "KLToBase, so the model before training is not known. Resume from one with it, or start anew."
-        )
-    return load_file(path)
 
 
 def kl_divergence(base: Tensor, logits: Tensor, mask: Tensor) -> Tensor:

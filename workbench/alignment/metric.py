@@ -1,6 +1,6 @@
-"""The metric of an optimizer: the diagonal D by which it scales a gradient, read from its state."""
+"""What an optimizer tells: its metric, the diagonal D by which it scales a gradient, and the scale of the loss."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -9,6 +9,12 @@ from torch import Tensor
 from workbench.geometry.gradients import local_shard, wide
 from workbench.geometry.kernels import Chunks, chunk
 from workbench.geometry.layout import Metric
+
+
+def loss_scale_of(optimizer: Any) -> Callable[[], float]:
+    """What a float16 training multiplies its loss by at present, which accelerate's optimizer knows; 1 in any other."""
+    scaler = getattr(optimizer, "scaler", None)
+    return scaler.get_scale if scaler is not None else lambda: 1.0
 
 
 def optimizer_metric(optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> Metric:

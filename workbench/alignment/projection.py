@@ -14,12 +14,18 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import CallbackHandler
 
 from workbench.alignment.measuring import Measurements
-from workbench.alignment.metric import optimizer_metric
+from workbench.alignment.metric import loss_scale_of, optimizer_metric
 from workbench.alignment.references import ReferenceRows, share_out
 from workbench.alignment.refreshing import DriftRefresh, Refresh, RidingRefresh, RollingRefresh
 from workbench.alignment.restoring import Restore, Restoring
 from workbench.alignment.resuming import checkpoint_folder, load_state, save_state
-from workbench.alignment.support import choose_parameters, refuse_unsupported, warn_of_rounding, why_not_in_batch
+from workbench.alignment.support import (
+    choose_parameters,
+    refuse_unsupported,
+    require_rank,
+    warn_of_rounding,
+    why_not_in_batch,
+)
 from workbench.alignment.techniques import Technique
 from workbench.geometry.fitting import Rank
 from workbench.geometry.gradients import local_shard
@@ -166,7 +172,7 @@ class GradientProjection(TrainerCallback, Technique):
         n_rows = references_in_batch[1] if references_in_batch else n_samples
         self.n_rows = {d: min(n, sizes[d]) for d, n in share_out(n_rows, list(sizes)).items()}
         self.n_gradients = gradients_per_domain or _gradients_needed(rank, len(sizes))
-        self._check_rank()
+        require_rank(rank, self.n_gradients, self.n_rows, when == "conflict" or self.restore.strength > 0)
         self._measured = Measurements()
         # While a training runs:
         self._rows: ReferenceRows | None = None
@@ -209,7 +215,7 @@ class GradientProjection(TrainerCallback, Technique):
         if self.references_in_batch and sum(self.references_in_batch) != batch_size:
             raise ValueError(
                 f"references_in_batch={self.references_in_batch} makes {sum(self.references_in_batch)} rows a batch, "
-                f"got batch_size={batch_size}. Make them equal."
+                f"got batch_size={batch_size} in a process. Make them equal."
             )
         return self.references_in_batch[0] if self.references_in_batch else batch_size
 
@@ -285,7 +291,7 @@ class GradientProjection(TrainerCallback, Technique):
         if self.side == "gradient":
             gradients = self._gradients()
             (self._gradient,) = self.subspace.read(gradients)
-            self.subspace.subtract_(gradients, self.subspace.removal(self._gradient, self.when, -1))
+            self._project(gradients, state.global_step)
             if self.before_clipping and args.max_grad_norm:
                 self._clip(kwargs["model"], gradients, args.max_grad_norm)
         self._before = {name: local_shard(p.detach()).clone() for name, p in self._parameters.items()}
@@ -338,28 +344,15 @@ class GradientProjection(TrainerCallback, Technique):
 
     # --- parts ----------------------------------------------------------------------------------------------------
 
-    def _check_rank(self) -> None:
-        n_domains = len(self.references)
-        whole = self.rank is None or self.rank == n_domains * self.n_gradients
-        if (self.when == "conflict" or self.restore.strength) and not whole:
-            raise ValueError(
-                'when="conflict" and restore= need every domain\'s mean gradient in the basis: leave rank out, or make '
-                f"it the number of reference gradients, {n_domains * self.n_gradients}; got {self.rank!r}."
-            )
-        short = {domain: n for domain, n in self.n_rows.items() if n < self.n_gradients}
-        if short:
-            raise ValueError(
-                f"rank {self.rank} over {n_domains} domains needs {self.n_gradients} reference gradients of each, but "
-                f"so few rows are drawn: {short}. Lower the rank (or gradients_per_domain), draw more rows (n_samples, "
-                "or references_in_batch) or give more references."
-            )
+    def _project(self, gradients: Mapping[str, Tensor], step: int) -> None:
+        """Change the gradient in place; it has been read."""
+        self.subspace.subtract_(gradients, self.subspace.removal(self._gradient, self.when, -1))
 
     def _build_refresh(self, args: Any, model: torch.nn.Module, optimizer: Any) -> Refresh:
         on_disk = self.basis_device == "disk"
         place: Any = {"dtype": self.basis_dtype, "device": None if on_disk else self.basis_device}
         place |= {"as_they_are": True, "reduce": self._reduce}
         fit: Any = partial(Subspace.fit, rank=self.rank, scope=self.scope, **place)
-        scaler = getattr(optimizer, "scaler", None)
         build: Any
         if self.references_in_batch and not why_not_in_batch(args, model, self._parameters, self.references_in_batch):
             build = RidingRefresh
@@ -377,7 +370,7 @@ class GradientProjection(TrainerCallback, Technique):
             self.n_rows,
             self.n_gradients,
             self.batch_size,
-            loss_scale=scaler.get_scale if scaler is not None else lambda: 1.0,
+            loss_scale=loss_scale_of(optimizer),
         )
 
     def _resume(self, state: Mapping[str, Any], subspace: Any) -> None:

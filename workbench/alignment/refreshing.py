@@ -10,7 +10,7 @@ from torch import Tensor
 
 from workbench.alignment.references import Draw, ReferenceRows, share_out
 from workbench.geometry.activations import ActivationSubspace
-from workbench.geometry.gradients import NOT_FINITE, ReferenceGradients, reference_gradients
+from workbench.geometry.gradients import NOT_FINITE, Loss, ReferenceGradients, model_loss, reference_gradients
 from workbench.geometry.sharding import sum_gradients_, sum_over_processes_, world
 from workbench.geometry.split import GradientSplit
 from workbench.geometry.streaming import SlidingWindow
@@ -28,6 +28,7 @@ class Refresh:
         subspace: The basis that holds now, of the `basis_class`; None before the first.
         violations: L_k − L_k(θ₀) by domain in nats, where its last gradients were taken; empty if the losses before
             alignment are not known.
+        loss: Whose gradients are taken, in passes of their own.
         drift: Of the step that begins; see `GradientProjection`.
         seconds: What refreshing took in it.
 
@@ -62,6 +63,7 @@ class Refresh:
         self.n_rows, self.n_gradients, self.batch_size = n_rows, n_gradients, batch_size
         self.interval, self.loss_scale = interval, loss_scale
         self.subspace: Any = None
+        self.loss: Loss = model_loss
         self._device = next(model.parameters()).device
         self.violations: dict[str, float] = {}
         self.drift, self.seconds = math.nan, 0.0
@@ -124,7 +126,7 @@ class Refresh:
         scale = self.loss_scale()
         while True:
             batches = self._batches(draw)
-            found = reference_gradients(self.model, batches, self.parameters, loss_scale=scale, require_finite=False)
+            found = reference_gradients(self.model, batches, self.parameters, self.loss, scale, require_finite=False)
             sum_gradients_(found.tensors, self.parameters)
             if broken := _not_finite(found.tensors):
                 if scale <= 1:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from workbench.geometry.fitting import Rank
 from workbench.geometry.split import unsplittable
 
 # Optimizers that step inside the backward, before a callback is called.
@@ -29,6 +30,33 @@ def choose_parameters(
             f"{list(trained)[:3]}. Patterns are those of a shell: * stands for anything."
         )
     return chosen
+
+
+def require_rank(rank: Rank, n_gradients: int, n_rows: Mapping[str, int], every_domain: bool) -> None:
+    """Refuse a rank for which there are too few reference gradients, or that loses one that is needed.
+
+    Args:
+        rank: Directions per block.
+        n_gradients: Reference gradients of each domain.
+        n_rows: Reference rows of each domain.
+        every_domain: Whether every domain's mean gradient must lie in the basis.
+
+    Raises:
+        ValueError: The reason, and the way out.
+    """
+    n_domains = len(n_rows)
+    if every_domain and rank is not None and rank != n_domains * n_gradients:
+        raise ValueError(
+            'when="conflict" and restore= need every domain\'s mean gradient in the basis: leave rank out, or make '
+            f"it the number of reference gradients, {n_domains * n_gradients}; got {rank!r}."
+        )
+    short = {domain: n for domain, n in n_rows.items() if n < n_gradients}
+    if short:
+        raise ValueError(
+            f"rank {rank} over {n_domains} domains needs {n_gradients} reference gradients of each, but "
+            f"so few rows are drawn: {short}. Lower the rank (or gradients_per_domain), draw more rows (n_samples, "
+            "or references_in_batch) or give more references."
+        )
 
 
 def under_deepspeed(args: Any) -> bool:

@@ -1,6 +1,6 @@
-"""The nearest step that raises no reference loss: GEM's quadratic program, and its one-reference form by tensor."""
+"""Gradients that point apart: GEM's quadratic program, its one-reference form by tensor, and PCGrad's sums."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -109,6 +109,29 @@ def _solve_face(h: Tensor, face: Tensor, pull: Tensor) -> Tensor:
     identity = torch.eye(face.shape[1], dtype=h.dtype)
     matrix = torch.where(face[:, :, None] & face[:, None, :], h, identity)
     return torch.linalg.solve_ex(matrix, pull * face).result * face
+
+
+def deconflicted_sum(gram: Tensor, orders: Sequence[Sequence[int]]) -> Tensor:
+    """Weights w of Σᵢ gᵢ′ = Σⱼ wⱼgⱼ, where each gᵢ′ is gᵢ freed of its parts against others, one after the other.
+
+    PCGrad (Yu et al. 2020, 2001.06782, algorithm 1): gᵢ′ ← gᵢ′ − min(0, gᵢ′ᵀgⱼ)/‖gⱼ‖² gⱼ, with gⱼ as it came. All of it
+    is known from the inner products.
+
+    Args:
+        gram: gᵢᵀgⱼ; (n, n).
+        orders: For each gradient, those that it is freed of, in their order; itself and zero gradients do nothing.
+
+    Returns:
+        w; (n,), in float64 on the CPU.
+    """
+    products = gram.detach().cpu().double()
+    freed = torch.eye(len(products), dtype=torch.float64)  # each gᵢ′ in terms of all g
+    for i, others in enumerate(orders):
+        for j in others:
+            against = freed[i] @ products[:, j]
+            if j != i and against < 0:
+                freed[i, j] -= against / products[j, j]
+    return freed.sum(0)
 
 
 def without_conflict(gradients: Mapping[str, Tensor], against: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], float]:

@@ -123,6 +123,15 @@ def local_shard(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
+def add_gradients_(parameters: Mapping[str, torch.nn.Parameter], gradients: Mapping[str, Tensor]) -> None:
+    """Add gradients, of what this process holds, to the ``.grad`` of the parameters of these names."""
+    for name, gradient in gradients.items():
+        p = parameters[name]
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+        local_shard(p.grad).add_(gradient)
+
+
 @contextmanager
 def undisturbed(model: torch.nn.Module) -> Iterator[None]:
     """Mode, random state and every ``.grad`` as before, whatever happens inside, where dropout is off.

@@ -265,6 +265,10 @@ class Subspace:
         blocks = zip(self.blocks.items(), dots, strict=True)
         return {name: _whitener(block) @ row[: block.rank] for (name, block), row in blocks}
 
+    def slopes(self, reading: Reading) -> Tensor:
+        """Rᵀx of every domain's mean gradient R; (n_blocks, n_domains)."""
+        return (self.generators.mT @ reading.dots[..., None]).squeeze(2)
+
     def conflicts(self, reading: Reading, direction: Literal[-1, 1]) -> Tensor:
         """Which domains' losses rise to first order, block by block; (n_blocks, n_domains), boolean.
 
@@ -272,7 +276,7 @@ class Subspace:
             reading: Of a step, or of a gradient.
             direction: 1 if the vector is a step; -1 if it is a gradient, against which the step will go.
         """
-        return direction * self._slopes(reading) > 0
+        return direction * self.slopes(reading) > 0
 
     def principal_angles(self, other: "Subspace") -> dict[str, Tensor]:
         """Cosines of the principal angles between two subspaces, block by block, in descending order.
@@ -322,7 +326,7 @@ class Subspace:
         """
         if when == "always":
             return (inverse(reading.grams) @ reading.dots[..., None]).squeeze(2)
-        slopes = direction * self._slopes(reading)
+        slopes = direction * self.slopes(reading)
         if not slopes.isfinite().all():
             return torch.zeros_like(reading.dots)  # a float16 gradient that overflowed: its step will be skipped
         grams = self.generators.mT @ reading.grams @ self.generators
@@ -396,10 +400,6 @@ class Subspace:
     def _reading(self, dots: Tensor, total: Tensor, grams: Tensor) -> Reading:
         inside = (dots[:, None] @ self._inverse_grams @ dots[..., None]).flatten()
         return Reading(dots, total, grams, Energy(inside, total))
-
-    def _slopes(self, reading: Reading) -> Tensor:
-        """Rᵀx of every domain's mean gradient; (n_blocks, n_domains)."""
-        return (self.generators.mT @ reading.dots[..., None]).squeeze(2)
 
     @cached_property
     def _inverse_grams(self) -> Tensor:
