@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 FIND_BROWSER = import sys; from workbench.views import find_browser; sys.exit(find_browser() is None)
 
-.PHONY: tour test lab study contrast bench base
+.PHONY: tour test lab study contrast techniques bench base
 
 tour: $(STAMP)  # the whole story, headless, in two minutes
 	$(BIN)/python -m workbench run notebooks/00_tour.ipynb
@@ -24,6 +24,10 @@ study: $(STAMP)  # the README's large table: 9 techniques x 5 bases x 5 seeds
 
 contrast: $(STAMP)  # the README's contrastive table: 20 arms x 5 bases x 2 seeds
 	$(BIN)/python -m workbench run notebooks/06_contrastive_training.ipynb -p arms all -p n_bases 5 -p n_seeds 2
+
+techniques: $(STAMP)  # every technique through every pipeline on ten bases; hours, on two workers; goes on where it stopped
+	$(BIN)/python -m workbench sweep studies/techniques.yaml --workers 2
+	$(BIN)/python -m workbench run notebooks/08_techniques.ipynb -p records runs/techniques/techniques
 
 bench: $(STAMP)  # what projection costs, as ratios within one run
 	$(BIN)/python -m benchmarks
