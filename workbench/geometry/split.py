@@ -1,7 +1,7 @@
 """Reference gradients out of training's own backward: reference rows ride in the batch, their gradients split off."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -385,9 +385,9 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """A model's output with every tensor in it changed; what else it holds stays."""
     if isinstance(value, Tensor):
         return change(value)
-    if isinstance(value, Mapping):
+    if isinstance(value, MutableMapping):
         for name, part in list(value.items()):
-            value[name] = _mapped(part, change)  # type: ignore[index]
+            value[name] = _mapped(part, change)
     elif isinstance(value, (tuple, list)):
         return tuple(_mapped(part, change) for part in value)
     return value
