@@ -25,7 +25,7 @@ study: $(STAMP)  # the README's large table: 9 techniques x 5 bases x 5 seeds
 contrast: $(STAMP)  # the README's contrastive table: 21 arms x 5 bases x 2 seeds
 	$(BIN)/python -m workbench run notebooks/06_contrastive_training.ipynb -p arms all -p n_bases 5 -p n_seeds 2
 
-techniques: $(STAMP)  # every technique through every pipeline on ten bases; hours, on two workers; goes on where it stopped
+techniques: $(STAMP)  # every technique through every pipeline, five to ten bases: an hour and a half on two workers; goes on where it stopped
 	$(BIN)/python -m workbench sweep studies/techniques.yaml --workers 2
 	$(BIN)/python -m workbench run notebooks/08_techniques.ipynb -p records runs/techniques/techniques
 
