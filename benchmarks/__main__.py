@@ -15,6 +15,7 @@ BENCHMARKS = {
     "projection_pass": (("3M", "30M", "GPT-2", "0.5B"), ("GPT-2", "0.5B", "1.5B", "7B")),
     "hook_style": (("3M", "30M", "GPT-2"), ("GPT-2", "0.5B", "1.5B", "7B")),
     "whole_training": (("micro", "3M", "30M", "124M"), ("124M", "0.5B", "1.5B", "7B")),
+    "techniques": (("micro", "1M", "3M"), ("3M", "30M", "124M")),
     "peak_memory": (("3M", "30M"), ("124M", "0.5B", "1.5B", "7B")),
 }
 RESULTS = Path(__file__).parent / "results"

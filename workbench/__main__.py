@@ -98,7 +98,8 @@ def sweep_command(study: Path, parameters: list[list[str]], dry_run: bool, **giv
         if point["error"]:
             print(f"{'':11} {point['error'].splitlines()[0]}")
     n_completed = (points.status == "completed").sum()
-    print(f"{n_completed} of {len(points)} points completed, at commits {sorted(points.git_sha.dropna().unique())}")
+    commits = ", ".join(sorted(points.git_sha.dropna().unique()))
+    print(f"{n_completed} of {len(points)} points completed" + f", at commits {commits}" * bool(commits))
     if code or (n_completed < len(points) and not dry_run):
         raise SystemExit(code or 1)
 
