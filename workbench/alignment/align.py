@@ -12,6 +12,7 @@ from workbench.alignment.stages import Stage, train
 from workbench.alignment.team import FollowedRun, Team
 from workbench.alignment.techniques import Technique, as_techniques, prepared
 from workbench.corpora.columns import dataset_fingerprint
+from workbench.evaluation.items import AFTER, BEFORE
 from workbench.evaluation.suites import Suite
 from workbench.models import find_card, fingerprint, require_tokenizer, save_model, trained_parameters
 from workbench.study.checkpoints import Checkpoint, drop_checkpoints, resume_run
@@ -46,7 +47,7 @@ def align(
         batch_size: Rows per step, over all processes where there are several.
         learning_rate: None takes the objective's usual one for large models.
         options: Those of `pipeline` (``suites``, ``eval_every``, ``seed``, ``label``, ``runs_dir``, ``reuse``,
-            ``checkpoint_every``, ``save``, ``progress``); all others go to TRL's configuration as they are.
+            ``checkpoint_every``, ``save``, ``items``, ``progress``); all others go to TRL's configuration as they are.
 
     Returns:
         The finished run: ``.scores``, ``.history``, ``.record``, ``.path``.
@@ -73,6 +74,7 @@ def pipeline(
     reuse: bool = False,
     checkpoint_every: int = 0,
     save: bool = False,
+    items: bool = False,
     progress: bool = True,
 ) -> Run:
     """Train a model in stages, such as SFT→DPO, under one technique; the model is changed in place.
@@ -99,6 +101,8 @@ def pipeline(
         checkpoint_every: Optimizer steps between checkpoints, the last of which is kept until the run is complete; 0
             keeps none. The result does not depend on it.
         save: Whether the aligned model is written beside the record, as ``model/``.
+        items: Whether what every prompt of the suites gave, and what was answered, is written beside the record, before
+            and after, for `item_changes` and to be read: see `workbench.evaluation.items`.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -132,14 +136,16 @@ def pipeline(
     }
     data = _fingerprints(stages, techniques, suites or {})
     team.require_same(parameters_hash(parameters, data), "parameters or data")
-    if reuse and (finished := _finished(team, runs_dir, parameters, data, save)):
+    kept = ["model"] * save + [BEFORE, AFTER] * (items and bool(suites))
+    if reuse and (finished := _finished(team, runs_dir, parameters, data, kept)):
         return finished
     was_training, n_steps = model.training, sum(stage.steps for stage in stages)
     start = {n: p.detach().clone() for n, p in trained_parameters(model).items()} if _deploys(techniques) else {}
     with prepared(model, techniques, seed):
         run, checkpoint = _begun(team, runs_dir, parameters, data, reuse)
         every = {"eval_every": eval_every, "checkpoint_every": checkpoint_every}
-        course = Course(run, model, tokenizer, techniques, team, suites or {}, n_steps=n_steps, start=start, **every)
+        how: dict[str, Any] = {"n_steps": n_steps, "start": start, "items": items, **every}
+        course = Course(run, model, tokenizer, techniques, team, suites or {}, **how)
         with run, _progress_bar(n_steps, f"{route}, {parameters['label']}", progress and team.is_lead) as course.bar:
             run.record["environment"] |= team.environment(model)
             if checkpoint is None:
@@ -181,10 +187,12 @@ def _require_possible(stages: Sequence[Stage], team: Team, checkpoint_every: int
         )
 
 
-def _finished(team: Team, runs_dir: str | Path, parameters: Any, data: Any, save: bool) -> Run | None:
+def _finished(team: Team, runs_dir: str | Path, parameters: Any, data: Any, kept: Sequence[str]) -> Run | None:
+    """The completed run, unless it lacks a file or folder that is asked for."""
+
     def find() -> Path | None:
         run = find_run(runs_dir, parameters, data)
-        return run.path if run and (run.file("model").is_dir() or not save) else None
+        return run.path if run and all(run.file(name).exists() for name in kept) else None
 
     path = team.told(find)
     return None if path is None else Run.load(path)

@@ -13,7 +13,8 @@ from transformers import TrainerCallback
 from workbench.alignment.resuming import checkpoint_folder
 from workbench.alignment.team import Team
 from workbench.alignment.techniques import Technique, restored_weights
-from workbench.evaluation.suites import Suite, evaluate
+from workbench.evaluation.items import AFTER, BEFORE, keep_items
+from workbench.evaluation.suites import Suite, read_suites, scored
 from workbench.models import trained_parameters
 from workbench.study.checkpoints import FOLDER, Checkpoint, keep_checkpoint
 from workbench.study.runs import Run
@@ -39,6 +40,7 @@ class Course(TrainerCallback):
         eval_every: Optimizer steps between evaluations; 0 evaluates at the ends of stages alone.
         checkpoint_every: Optimizer steps between checkpoints; 0 keeps none.
         start: The weights before the run, if a technique deploys others than those that are trained.
+        items: Whether what every item gave is written beside the record, before and after the run.
     """
 
     def __init__(
@@ -53,11 +55,12 @@ class Course(TrainerCallback):
         eval_every: int,
         checkpoint_every: int,
         start: Mapping[str, torch.Tensor],
+        items: bool = False,
     ) -> None:
         """Stand before the first step."""
         self.run, self.model, self.tokenizer, self.techniques, self.team = run, model, tokenizer, techniques, team
         self.suites, self.n_steps, self.start = suites, n_steps, start
-        self.eval_every, self.checkpoint_every = eval_every, checkpoint_every
+        self.eval_every, self.checkpoint_every, self.items = eval_every, checkpoint_every, items
         self.bar: Any = None
         self.stage, self.n_before = 0, 0
         self.scores: dict[str, float] = {}
@@ -94,7 +97,10 @@ class Course(TrainerCallback):
         if self.suites:
 
             def score() -> dict[str, float]:
-                return evaluate(self.model, self.tokenizer, self.suites)
+                readings = read_suites(self.model, self.tokenizer, self.suites)
+                if self.items and self.team.is_lead and step in (0, self.n_steps):
+                    keep_items(readings, self.run.file(AFTER if step else BEFORE))
+                return scored(readings, self.suites)
 
             self.scores = score() if self.team.sharded else self.team.told(score)
             self.run.log({"step": step, "evaluation": True, **self.scores})

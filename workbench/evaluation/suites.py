@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from workbench.corpora.columns import text_of
 from workbench.corpora.encoding import encode
@@ -84,6 +84,18 @@ class Suite:
         return settings | ({"scorer": named(self.scorer)} if self.scorer else {})
 
 
+class Reading(NamedTuple):
+    """What a suite showed of a model.
+
+    Attributes:
+        measured: Its scores, as the shares of its items where it has any.
+        answers: To each prompt, if it was asked to answer; of several, the first.
+    """
+
+    measured: Measured
+    answers: Sequence[str] = ()
+
+
 def verdicts_of(axis: Axis | None) -> tuple[str, ...]:
     """The words whose rates are reported of a suite that counts for an axis."""
     return ("correct", "wrong") if axis == "utility" else ("refusal", "compliance", "garble")
@@ -118,19 +130,36 @@ def evaluate(
         rate of correct answers over abilities), each a mean over suites. The two refusal rates are never averaged
         with each other.
     """
+    readings = read_suites(model, tokenizer, suites, batch_size=batch_size, progress=progress)
+    return scored(readings, suites, intervals=intervals)
+
+
+def read_suites(
+    model: Any, tokenizer: Any, suites: Mapping[str, Suite], *, batch_size: int = 256, progress: bool = False
+) -> dict[str, Reading]:
+    """What each suite shows of a model, item by item, with the arguments of `evaluate`, which adds it up."""
     from tqdm import tqdm  # not tqdm.auto: its widget stays at 0 % in a notebook that papermill saves
 
     if not suites:
         raise ValueError("suites is empty: expected a mapping from suite name to workbench.Suite.")
+    with fitting_threads(model), inference(model), progress_shown(progress):
+        return {
+            name: _read(model, tokenizer, suite, batch_size)
+            for name, suite in tqdm(suites.items(), desc="evaluate", disable=not progress, leave=False)
+        }
+
+
+def scored(
+    readings: Mapping[str, Reading], suites: Mapping[str, Suite], *, intervals: bool = False
+) -> dict[str, float]:
+    """The scores of `evaluate` from what was read of the same suites."""
     scores: dict[str, float] = {}
     bounds: dict[str, Interval] = {}
-    with fitting_threads(model), inference(model), progress_shown(progress):
-        for name, suite in tqdm(suites.items(), desc="evaluate", disable=not progress, leave=False):
-            measured = _measured(model, tokenizer, suite, batch_size)
-            scores |= {f"{name}/{key}": value for key, value in pooled(measured).items()}
-            if intervals:
-                tally = {f"{name}/{key}": value for key, value in measured.items() if isinstance(value, Sequence)}
-                bounds |= {key: found for key, value in tally.items() if (found := interval_of(value))}
+    for name, (measured, _) in readings.items():
+        scores |= {f"{name}/{key}": value for key, value in pooled(measured).items()}
+        if intervals:
+            tally = {f"{name}/{key}": value for key, value in measured.items() if isinstance(value, Sequence)}
+            bounds |= {key: found for key, value in tally.items() if (found := interval_of(value))}
     counted = _counted(suites)
     if lost := [name for names in counted.values() for name in names if name not in scores]:
         raise ValueError(f"No answer could be judged for {lost}, which an axis counts: look at wb.show_answers.")
@@ -159,19 +188,18 @@ def show_answers(model: Any, tokenizer: Any, suite: Suite, n: int = 5) -> "list[
     ]
 
 
-def _measured(model: Any, tokenizer: Any, suite: Suite, batch_size: int) -> Measured:
+def _read(model: Any, tokenizer: Any, suite: Suite, batch_size: int) -> Reading:
     """The shares of every item by score, or a scorer's numbers."""
     if suite.scorer is None:
-        measure = _likelihoods if suite.judge is None else _judged
-        return measure(model, tokenizer, suite, batch_size)
+        return (_likelihoods if suite.judge is None else _judged)(model, tokenizer, suite, batch_size)
     score = getattr(suite.scorer, "items", suite.scorer)
     measured = {"n": len(suite.data), **score(model, tokenizer, suite.data)}
     if suite.axis and AXES[suite.axis] not in measured:
         raise ValueError(f"The axis {suite.axis!r} counts the {AXES[suite.axis]}, the scorer gives {sorted(measured)}.")
-    return measured
+    return Reading(measured)
 
 
-def _judged(model: Any, tokenizer: Any, suite: Suite, batch_size: int) -> Measured:
+def _judged(model: Any, tokenizer: Any, suite: Suite, batch_size: int) -> Reading:
     """The judge's verdicts on the answers: the rate of each word, or the mean of each number."""
     assert suite.judge is not None
     rows, prompts = list(suite.data), list(suite.data["prompt"])
@@ -189,18 +217,17 @@ def _judged(model: Any, tokenizer: Any, suite: Suite, batch_size: int) -> Measur
             f"The judge says {sorted(words) or sorted(tally)}, while the axis {suite.axis!r} counts the "
             f"{AXES[suite.axis]}: expected verdicts among {list(verdicts_of(suite.axis))}, or that number."
         )
-    return {**(joined_draws(tally, len(rows)) if len(draws) > 1 else tally), "n": n}
+    tally = joined_draws(tally, len(rows)) if len(draws) > 1 else tally
+    return Reading({**tally, "n": n}, answers[: len(rows)])
 
 
-def _likelihoods(model: Any, tokenizer: Any, suite: Suite, batch_size: int) -> Measured:
+def _likelihoods(model: Any, tokenizer: Any, suite: Suite, batch_size: int) -> Reading:
     """Token accuracy and loss per token of the completions under teacher forcing."""
     require_tokenizer(tokenizer, chat=not isinstance(suite.data[0]["prompt"], str))
     found = answer_logps(model, encode(suite.data, tokenizer), tokenizer.pad_token_id, batch_size)
-    return {
-        "correct_rate": [Share(first.sum().item(), len(first)) for _, first in found],
-        "nll": [Share(-logps.sum().item(), len(logps)) for logps, _ in found],
-        "n": len(found),
-    }
+    correct = [Share(first.sum().item(), len(first)) for _, first in found]
+    nll = [Share(-logps.sum().item(), len(logps)) for logps, _ in found]
+    return Reading({"correct_rate": correct, "nll": nll, "n": len(found)})
 
 
 def _counted(suites: Mapping[str, Suite]) -> dict[str, list[str]]:
