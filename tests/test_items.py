@@ -123,3 +123,21 @@ def test_a_run_without_items_is_done_again_where_they_are_asked_for(train, world
     assert run.path != plain.path and not wb.differences(plain, run)  # they are no part of what came out
     again, _ = train(**options, items=True)
     assert again.path == run.path
+
+
+def test_a_run_that_goes_on_keeps_the_items_from_before_it_stopped(train, world):
+    asked = []
+
+    def judge(rows, answers):
+        asked.append(len(rows))
+        if len(asked) == 2:
+            raise RuntimeError("the judge is out")
+        return ["correct"] * len(rows)
+
+    suites = {"facts": wb.Suite(world.evaluation(5)["facts"], judge, "utility", max_new_tokens=4)}
+    options = {"suites": suites, "items": True, "reuse": True, "checkpoint_every": 2}
+    with pytest.raises(RuntimeError, match="the judge is out"):
+        train(**options)
+    run, _ = train(**options)
+    assert len(asked) == 3 and len(run.record["resumed"]) == 1  # before, in vain, and after
+    assert item_changes(*(pd.read_parquet(run.file(name)) for name in (BEFORE, AFTER))).n.tolist() == [5, 5]
