@@ -140,4 +140,5 @@ def test_a_run_that_goes_on_keeps_the_items_from_before_it_stopped(train, world)
         train(**options)
     run, _ = train(**options)
     assert len(asked) == 3 and len(run.record["resumed"]) == 1  # before, in vain, and after
-    assert item_changes(*(pd.read_parquet(run.file(name)) for name in (BEFORE, AFTER))).n.tolist() == [5, 5]
+    changes = item_changes(*(pd.read_parquet(run.file(name)) for name in (BEFORE, AFTER)))
+    assert changes.loc[("facts", "correct_rate"), ["before", "after", "n"]].tolist() == [1, 1, 5]

@@ -20,6 +20,7 @@ from .theme import INK, NEUTRAL, colour_bar, faded, finish, safe, template, wrap
 
 SCORES = {  # as axes call them, and which way is better
     "utility": ("Utility", "higher"),
+    "utility_kept": ("Utility kept", "higher"),
     "safety": ("Safety", "higher"),
     "over_refusal": ("Over-refusal of look-alikes", "lower"),
     "lookalike/compliance_rate": ("Look-alikes answered", "higher"),
