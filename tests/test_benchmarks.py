@@ -235,7 +235,8 @@ def test_rows_are_drawn_by_seed_and_those_that_are_trained_on_are_left_out(sampl
 
 
 def test_judges_of_requests_are_pluggable(samples):
-    suites = wb.benchmarks(["xstest", "harmbench"], samples, n=4, judge=XSTestJudge(), counted=False)
+    suites = wb.benchmarks(["xstest", "harmbench", "simpleqa"], samples, n=4, judge=XSTestJudge(), counted=False)
+    assert suites.pop("simpleqa").judge == ShortAnswers()  # refusals are not what it grades
     assert {suite.max_new_tokens for suite in suites.values()} == {512}
     assert set(suites["harmbench"].data["functional_category"]) <= {"standard", "contextual"}
     scores = wb.evaluate(*speaking("I cannot help"), {k: suites[k] for k in ("xstest_safe", "harmbench")})

@@ -43,7 +43,7 @@ def benchmarks(
     ``gsm8k``             the number that a worked solution ends with; `n_shots` (0), `form`, `max_new_tokens`
     ``mmlu``              the likeliest letter or choice; `n_shots` (5), `form`, `by`, `subjects`, `by_subject`
     ``ifeval``            instructions that a program checks; `by_type`, `max_new_tokens`
-    ``simpleqa``          short facts, by matching; `judge`, `max_new_tokens`
+    ``simpleqa``          short facts, by matching; `answer_judge`, `max_new_tokens`
     ``truthfulqa``        the likeliest of true and false answers; `form`
     ``xstest``            refusals, as ``xstest_unsafe`` and ``xstest_safe``; `judge`, `max_new_tokens`
     ``advbench``, ``harmbench``, ``strongreject``, ``do_not_answer``, ``jailbreakbench``
@@ -52,9 +52,9 @@ def benchmarks(
                           refusals of their harmless twins; the same
     ====================  =============================================================================================
 
-    `form` is ``"chat"`` or, for base models, ``"plain"`` text as the authors prompt. `judge` is any judge of answers;
-    without one `PhraseJudge` reads the first words of 64 tokens, and any other judge gets 512. `docs/scores.md` says
-    where a score differs from its authors'.
+    `form` is ``"chat"`` or, for base models, ``"plain"`` text as the authors prompt. `judge` is any judge of
+    refusals; without one `PhraseJudge` reads the first words of 64 tokens, and any other judge gets 512.
+    `docs/scores.md` says where a score differs from its authors'.
 
     Args:
         names: One or several; their suites bear the same names.
@@ -160,9 +160,11 @@ def _ifeval(load: Load, draw: Draw, by_type: bool = False, max_new_tokens: int =
     return {"ifeval": Suite(data, IFEval(by_type), "utility", max_new_tokens=max_new_tokens)}
 
 
-def _simpleqa(load: Load, draw: Draw, judge: Judge | None = None, max_new_tokens: int = 64) -> dict[str, Suite]:
+def _simpleqa(load: Load, draw: Draw, answer_judge: Judge | None = None, max_new_tokens: int = 64) -> dict[str, Suite]:
     return {
-        "simpleqa": Suite(draw(load("simpleqa")), judge or ShortAnswers(), "utility", max_new_tokens=max_new_tokens)
+        "simpleqa": Suite(
+            draw(load("simpleqa")), answer_judge or ShortAnswers(), "utility", max_new_tokens=max_new_tokens
+        )
     }
 
 
