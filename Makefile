@@ -19,7 +19,7 @@ test: $(STAMP)  # lint, types and tests
 lab: $(STAMP)  # the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks/
 
-study: $(STAMP)  # the README's large table: 9 techniques x 5 bases x 5 seeds
+study: $(STAMP)  # the table of docs/large_rate.md: 9 techniques x 5 bases x 5 seeds
 	$(BIN)/python -m workbench run notebooks/07_safety_utility_curves.ipynb -p n_bases 5 -p n_seeds 5
 
 contrast: $(STAMP)  # the README's contrastive table: 21 arms x 5 bases x 2 seeds
