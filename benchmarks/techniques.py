@@ -40,8 +40,8 @@ ARMS = {
             )
         ],
     ),
-    "replay, frozen, noise": Arm(
-        lambda r: [wb.Freeze("*embed*"), wb.Replay(r, share=0.5)], {"neftune_noise_alpha": 2.5}
+    "attention alone, replay, noise": Arm(
+        lambda r: [wb.Freeze(["*embed*", "*mlp*"]), wb.Replay(r, share=0.65)], {"neftune_noise_alpha": 4.0}
     ),
 }
 
