@@ -26,7 +26,7 @@ def table(**suites):
     [((36, 12, 2, 0), 0.0569, 0.3404), ((2, 14, 1, 37), 0.1067, 0.3738), ((54, 0, 0, 0), -0.0664, 0.0664)],
 )
 def test_the_interval_of_a_difference_of_rates_is_newcombes(counts, low, high):
-    """The first is the example that he prints."""
+    """Method 10, worked out by hand from the formula for three tables; no printed figures were at hand."""
     one, other = pairs(*counts)
     assert paired_interval(other, one) == pytest.approx((low, high), abs=5e-5)
     assert paired_interval(one, other) == pytest.approx((-high, -low), abs=5e-5)
