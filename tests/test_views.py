@@ -540,7 +540,7 @@ def test_without_a_browser_a_warning_says_how_to_get_one(tmp_path, monkeypatch):
 def test_show_puts_the_interactive_figure_and_the_picture_in_one_output(monkeypatch):
     displayed = []
     monkeypatch.setattr("IPython.display.display", lambda bundle, raw: displayed.append((bundle, raw)))
-    monkeypatch.setattr(images, "_png", lambda figure, scale: b"picture")
+    monkeypatch.setattr(images, "picture", lambda figure, scale: b"picture")
     monkeypatch.setattr(type(pio.renderers), "default", "plotly_mimetype")
     images.show(go.Figure(go.Scatter(y=[1, 2])))
     ((bundle, raw),) = displayed
@@ -550,7 +550,7 @@ def test_show_puts_the_interactive_figure_and_the_picture_in_one_output(monkeypa
 
 def test_show_without_a_picture_leaves_the_display_to_plotly(monkeypatch):
     shown = []
-    monkeypatch.setattr(images, "_png", lambda figure, scale: None)
+    monkeypatch.setattr(images, "picture", lambda figure, scale: None)
     monkeypatch.setattr(go.Figure, "show", lambda figure, config: shown.append(config))
     images.show(go.Figure())
     assert shown == [theme.CONFIG]

@@ -32,12 +32,12 @@ def save_png(figure: go.Figure, path: str | Path, scale: float = 2) -> Path | No
     Returns:
         The path, or None after a warning where no browser could be found or started.
     """
-    picture = _png(figure, scale)
-    if picture is None:
+    drawn = picture(figure, scale)
+    if drawn is None:
         return None
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(picture)
+    path.write_bytes(drawn)
     return path
 
 
@@ -48,15 +48,15 @@ def show(figure: go.Figure) -> None:
     pointer enters it, in the figure's own size. Where the frontend needs another renderer (a terminal, Colab), or no
     browser can draw the PNG, plotly's own display is used.
     """
-    picture = _png(figure, scale=1) if str(pio.renderers.default).startswith("plotly_mimetype") else None
-    if picture is None:
+    drawn = picture(figure, scale=1) if str(pio.renderers.default).startswith("plotly_mimetype") else None
+    if drawn is None:
         figure.show(config=CONFIG)
         return
     from IPython.display import display
 
     bundle = {
         "application/vnd.plotly.v1+json": json.loads(pio.to_json(figure)) | {"config": CONFIG},
-        "image/png": base64.b64encode(picture).decode(),
+        "image/png": base64.b64encode(drawn).decode(),
         "text/plain": "plotly figure",
     }
     display(bundle, raw=True)
@@ -70,13 +70,14 @@ def find_browser() -> str | None:
     return path if path and Path(path).is_file() else None
 
 
-def _png(figure: go.Figure, scale: float) -> bytes | None:
+def picture(figure: go.Figure, scale: float) -> bytes | None:
+    """A figure as the bytes of a PNG, or None after a warning where no browser could be found or started."""
     browser = find_browser()
     if browser and browser not in _broken:
         with _one_at_a_time:
-            picture = _draw(browser, figure, scale)
-        if picture is not None:
-            return picture
+            drawn = _draw(browser, figure, scale)
+        if drawn is not None:
+            return drawn
         _broken.add(browser)
     found = f"{browser}, which does not start" if browser else os.environ.get("BROWSER_PATH") or "none"
     warnings.warn(NO_BROWSER.format(found=found), stacklevel=3)
