@@ -18,8 +18,8 @@ import plotly.io as pio
 import traitlets
 from plotly.offline import get_plotlyjs
 
-from .images import picture
-from .theme import CONFIG, GRID, INK, PAGE
+from ..images import picture
+from ..theme import CONFIG, GRID, INK, PAGE
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 EXPLORER, STILL = "workbench-explorer", "workbench-still"
