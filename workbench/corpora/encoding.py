@@ -9,6 +9,7 @@ from workbench.corpora.columns import text_of
 from workbench.corpora.entities import entity_masks
 
 IGNORED = -100  # the label that transformers' and torch's cross-entropy leave out
+_TEXT = {"tokenize": False, "enable_thinking": False}  # a template without thoughts ignores the word
 
 
 def encode(
@@ -62,6 +63,13 @@ def encode(
         for row, mask in zip(encoded, masks, strict=True):
             row["mask"] = mask[:max_length]
     return encoded
+
+
+def encode_prompts(prompts: Sequence[Any], tokenizer: Any) -> list[list[int]]:
+    """Token ids of prompts, strings or messages, with which the rows of `encode` begin."""
+    texts = [_render_prompt(prompt, tokenizer) for prompt in prompts]
+    options = {"add_special_tokens": isinstance(prompts[0], str), "return_attention_mask": False}
+    return tokenizer(texts, **options)["input_ids"]
 
 
 def pad_batch(
@@ -121,6 +129,14 @@ def _render(row: Mapping[str, Any], tokenizer: Any, index: int) -> tuple[str, st
     if isinstance(answer, str):
         # TRL ends a plain completion with the end-of-sequence token, so that the model learns to stop.
         return row["prompt"], row["prompt"] + answer + (tokenizer.eos_token or ""), False
-    options = {"tokenize": False, "enable_thinking": False}  # a template without thoughts ignores the word
-    prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, **options)
-    return prompt, tokenizer.apply_chat_template([*row["prompt"], *answer], **options), True
+    whole = tokenizer.apply_chat_template([*row["prompt"], *answer], **_TEXT)
+    return _render_prompt(row["prompt"], tokenizer), whole, True
+
+
+def _render_prompt(prompt: Any, tokenizer: Any) -> str:
+    """The text of a prompt, up to where its answer begins."""
+    return (
+        prompt
+        if isinstance(prompt, str)
+        else tokenizer.apply_chat_template(prompt, add_generation_prompt=True, **_TEXT)
+    )
