@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from figure_texts import shown_text
 
 from workbench.study.tradeoff import (
     matched_curve,
@@ -90,11 +91,13 @@ def test_cells_are_shares_of_the_base_with_intervals_over_bases(table):
         mean, low, high, _ = summary.loc[label, "facts/correct_rate"]
         assert texts[0] == f"{mean:.3f} [{low:.3f}, {high:.3f}]"
     assert cells.zmax == 1 and len(cells.colorscale) == 2
+    assert cells.zmin <= np.min(cells.z) < cells.zmin + 0.1  # the scale begins at the least, to a tenth
 
 
 def test_gains_have_a_colour_of_their_own_and_many_abilities_no_ends(table):
     (cells,) = ability_matrix(table.assign(**{"base.facts/correct_rate": 0.5})).data
-    assert cells.zmax == 2 and [stop for stop, _ in cells.colorscale] == [0, 0.5, 1]
+    assert cells.zmax - 1 == pytest.approx(1 - cells.zmin) and cells.zmax >= np.max(cells.z) > 1
+    assert [stop for stop, _ in cells.colorscale] == [0, 0.5, 1]  # nothing lost, nothing gained is in the middle
     names = [f"skill {i}/correct_rate" for i in range(7)]
     many = table.assign(**dict.fromkeys(names, 0.25), **dict.fromkeys([f"base.{name}" for name in names], 0.5))
     (cells,) = ability_matrix(many, names).data
@@ -124,7 +127,8 @@ def test_bars_are_the_intervals_of_paired_comparisons(table, scores):
         axis = "x2" if place else "x"
         family = paired_comparisons(done(table), "plain", [score]).set_index("label")
         drawn = [t for t in figure.data if t.xaxis == axis]
-        assert len(drawn) == 4 * len(names)
+        zero, *drawn = drawn
+        assert [*zero.x] == [0, 0] and len(drawn) == 4 * len(names)
         for at, name in enumerate(names):
             row, (thin, thick, dots, mark) = family.loc[name], drawn[4 * at : 4 * at + 4]
             assert (mark.x[0], mark.y[0]) == (pytest.approx(row["mean"]), at)
@@ -168,10 +172,9 @@ def test_pages_of_both_themes_and_markup_that_stays_text(table, draw):
     with pytest.raises(ValueError, match="expected a completed run"):
         draw(table.assign(status="failed"))
     marked = table.assign(label=table["label"].replace("replay", ATTACK), model=ATTACK + table["model"])
-    content = draw(marked).to_plotly_json()
-    for trace in content["data"]:
-        trace.pop("legendgroup", None)  # a key, never shown
-    assert "&lt;img" in str(content) and "<img" not in str(content)
+    figure = draw(marked)
+    go.Figure(figure.to_plotly_json())  # checks every value, which drawing leaves out
+    assert "&lt;img" in shown_text(figure) and "<img" not in shown_text(figure)
 
 
 def test_errors_say_what_was_expected(table):

@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from figure_texts import shown_text
 
 from workbench.study.tradeoff import over_bases, summarise
-from workbench.views import model_size, theme, toxicity_faithfulness
+from workbench.views import model_size, toxicity_faithfulness
 from workbench.views.faithfulness_plane import KNEE
 
 ATTACK = '<img src=x onerror="document.title=1">'
@@ -36,8 +37,13 @@ def table() -> pd.DataFrame:
     )
 
 
+def large(trace: go.Scatter) -> bool:
+    """Whether a trace is a mean, with a text to hover for."""
+    return trace.hovertext is not None and "<br>mean of" in trace.hovertext[0]
+
+
 def mean(figure: go.Figure, label: str, axis: str = "x") -> go.Scatter:
-    (mark,) = [t for t in figure.data if t.marker.size == 13 and t.name == label and t.xaxis == axis]
+    (mark,) = [t for t in figure.data if large(t) and t.name == label and t.xaxis == axis]
     return mark
 
 
@@ -65,7 +71,8 @@ def test_toxicity_is_reversed_on_the_scale_that_its_axis_names(table):
     for axis in (layout.xaxis, layout.xaxis2):
         assert axis.range[0] > axis.range[1] and axis.range == layout.xaxis.range
         assert [shown(value) for value in axis.tickvals] == pytest.approx([float(text) for text in axis.ticktext])
-        assert "hateful, lower is better →" in axis.title.text and "linear below 0.02, logarithmic" in axis.title.text
+        title = axis.title.text.replace("<br>", " ")
+        assert "hateful, lower is better →" in title and "linear below 0.02, logarithmic" in title
     assert layout.yaxis.range == layout.yaxis2.range
     assert [note.text for note in layout.annotations] == ["Greedy answers", "Sampled answers"]
     assert "over bases" in layout.title.text
@@ -111,7 +118,7 @@ def test_what_was_not_measured_has_no_panel(table, gone, title):
     for less in (table.drop(columns=columns), table.assign(**dict.fromkeys(columns, np.nan))):
         figure = toxicity_faithfulness(less)
         assert [note.text for note in figure.layout.annotations] == [title]
-        assert {t.xaxis for t in figure.data} == {"x"} and mean(figure, "parting").showlegend
+        assert {t.xaxis for t in figure.data} == {"x", "x2"} and "parting" in named(figure, "x2")
 
 
 def test_narrow_panels_stand_one_above_the_other(table):
@@ -121,15 +128,26 @@ def test_narrow_panels_stand_one_above_the_other(table):
     assert layout.xaxis.title.text is None and layout.xaxis2.title.text
 
 
-def test_a_label_of_one_panel_is_in_the_legend_and_each_label_once(table):
-    table.loc[3, ["portraits/toxicity", "portraits/faithfulness"]] = np.nan
-    names = [t.name for t in toxicity_faithfulness(table).data if t.showlegend]
+def named(figure: go.Figure, axis: str) -> list[str]:
+    """The names beside the last panel, from the head down."""
+    key = [t for t in figure.data if t.xaxis == axis and t.mode == "lines+markers+text"]
+    return [t.text[1].strip() for t in sorted(key, key=lambda t: -t.y[0])]
+
+
+def test_arms_are_named_beside_the_last_panel_and_in_the_legend_where_it_lacks_one(table):
+    figure = toxicity_faithfulness(table)
+    assert named(figure, "x3") == ["filtered data", "parting", "likelihood"]  # as their faithfulness, sampled, is
+    assert [t.name for t in figure.data if t.showlegend] == ["base model, before alignment"]
+    table.loc[3, ["portraits_sampled/toxicity", "portraits_sampled/faithfulness"]] = np.nan
+    figure = toxicity_faithfulness(table)
+    names = [t.name for t in figure.data if t.showlegend]
     assert sorted(names) == ["base model, before alignment", "filtered data", "likelihood", "parting"]
+    assert not named(figure, "x3")
 
 
 def test_one_label_of_two_pipelines_is_told_apart(table):
     table.loc[2, "pipeline"] = "sft"
-    names = {t.name for t in toxicity_faithfulness(table).data if t.marker.size == 13}
+    names = {t.name for t in toxicity_faithfulness(table).data if large(t)}
     assert names == {"filtered data", "likelihood, contrastive", "likelihood, sft", "parting"}
 
 
@@ -138,32 +156,16 @@ def test_eighteen_labels_have_marks_of_their_own():
     labels = [*forms, *(f"{form} + KL" for form in forms), "CDA", "sentence debias", "instruction", "unlikelihood"]
     labels += ["filtered data", "positives", "plain", "KL"]
     figure = toxicity_faithfulness(pd.DataFrame([run(label, 0, (0, 0.8), (0, 0.8)) for label in labels]))
-    marks = {(t.marker.color, t.marker.symbol) for t in figure.data if t.marker.size == 13}
+    marks = {(t.marker.color, t.marker.symbol) for t in figure.data if large(t)}
     assert len(marks) == len(labels) == 18
-
-
-@pytest.mark.parametrize(
-    ("technique", "label", "family"),
-    [
-        ("plain", "parting + KL", "parting"),
-        ("plain", "unlikelihood", "unlikelihood"),
-        ("plain", "unfiltered data", "plain"),
-        ("sentence_debias", "likelihood, debiased", "sentence_debias"),
-        ("replay", "likelihood", "replay"),
-    ],
-)
-def test_where_the_technique_is_plain_the_label_says_the_family(technique, label, family):
-    assert theme.family_of(theme.family_or(technique, label)) == family
 
 
 def test_markup_is_escaped(table):
     table = table.assign(label=ATTACK, model=ATTACK, run_id=ATTACK, lr=[ATTACK, *"abcde"], parameters_count=1e5)
     table.loc[1, "pipeline"] = ATTACK
     for figure in (toxicity_faithfulness(table, oracle=f"{ATTACK}, contrastive"), model_size(table)):
-        content = figure.to_plotly_json()
-        for trace in content["data"]:
-            trace.pop("legendgroup", None)  # a key, never shown
-        assert "&lt;img" in str(content) and "<img" not in str(content)
+        go.Figure(figure.to_plotly_json())  # checks every value, which drawing leaves out
+        assert "&lt;img" in shown_text(figure) and "<img" not in shown_text(figure)
 
 
 @pytest.mark.parametrize(

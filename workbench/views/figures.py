@@ -8,9 +8,12 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import ArrayLike
-from plotly.subplots import make_subplots
 
-from .theme import DOMAINS, INK, NEUTRAL, PAGE, Style, colour_bar, finish, safe, styles, wrapped
+from .marks import scatter
+from .palette import DASHES, Style, styles
+from .panels import Part, Trace, assemble
+from .sources import traced
+from .theme import DOMAINS, INK, NEUTRAL, PAGE, SIZES, check, colour_bar, finish, safe, wrapped
 
 SMALLEST = 1e-9  # where a logarithmic axis shows an exact zero
 SCALE = "Viridis"
@@ -22,18 +25,23 @@ TRACED = {
 LOG = {"type": "log", "dtick": 1, "exponentformat": "power", "tickfont": {"size": 11}}
 
 
-def projection_trace(history: pd.DataFrame | Mapping[str, pd.DataFrame], *, theme: str = "light") -> go.Figure:
+@traced
+def projection_trace(
+    history: pd.DataFrame | Mapping[str, pd.DataFrame], *, on: str = "page", theme: str = "light"
+) -> go.Figure:
     """Leakage and removed energy at every step: what the constraint let through, and what it took.
 
     Args:
         history: A history, or label → history, with the column `step`, and `leakage` ‖Uᵀδ‖/‖δ‖ of the realised
             update or `removed_energy` ‖Uᵀx‖²/‖x‖² of what is projected, gradient or step; `random_floor` √(r/d) is
             dotted where present.
+        on: `"page"`, `"slide"` or `"column"`, as in `safety_utility`.
         theme: `"light"` or `"dark"`.
 
     Raises:
         ValueError: A history lacks the columns.
     """
+    check(theme, on)
     histories = {"run": history} if isinstance(history, pd.DataFrame) else dict(history)
     _require(histories, "a history")
     for label, rows in histories.items():
@@ -44,24 +52,31 @@ def projection_trace(history: pd.DataFrame | Mapping[str, pd.DataFrame], *, them
             )
     looks = styles({label: label for label in histories})
     panels = [name for name in TRACED if any(name in rows for rows in histories.values())]
-    figure = make_subplots(1, len(panels), horizontal_spacing=0.13)
-    for column, name in enumerate(panels, start=1):
-        lines = [
-            _line(rows, name, label, looks[label], legend=column == 1)
-            for label, rows in histories.items()
-            if name in rows
-        ]
-        figure.add_traces(lines, rows=1, cols=column)
-        axis = LOG if name == "leakage" else {"rangemode": "tozero"}
-        figure.update_yaxes(title_text=TRACED[name], **axis, col=column)
-    if "leakage" in panels:
-        figure.add_traces([*_floors(histories, looks)], rows=1, cols=1)
-    figure.update_xaxes(title_text="Optimizer step")
-    return finish(figure, theme=theme, height=400, width=940 if len(panels) == 2 else 600)
+    across: dict[str, Any] = {"title": {"text": "Optimizer step"}}
+    parts: list[Part] = []
+    for name in panels:
+        known = {label: rows for label, rows in histories.items() if name in rows}
+        lines = [_line(rows, name, label, looks[label], legend=not parts) for label, rows in known.items()]
+        floors = _floors(histories, looks) if name == "leakage" else ()
+        up: dict[str, Any] = (
+            LOG | {"tickfont": {"size": 11 * SIZES[on].font}} if name == "leakage" else {"rangemode": "tozero"}
+        )
+        parts.append(Part([*lines, *floors], across, up | {"title": {"text": TRACED[name]}}))
+    stacked = SIZES[on].stacked
+    figure = assemble(parts, stacked=stacked, gap=0.2 if stacked else 0.13)
+    height, width = 60 + 260 * len(panels) if stacked else 400, 940 if len(panels) == 2 else 600
+    return finish(figure, theme=theme, height=height, width=width, on=on)
 
 
+@traced
 def block_heatmap(
-    values: pd.DataFrame, title: str, label: str = "removed energy (share)", *, theme: str = "light"
+    values: pd.DataFrame,
+    title: str,
+    label: str = "removed energy (share)",
+    *,
+    across: str = "Optimizer step",
+    on: str = "page",
+    theme: str = "light",
 ) -> go.Figure:
     """A quantity by block and step, such as removed energy or leakage.
 
@@ -69,32 +84,37 @@ def block_heatmap(
         values: A row per block, in the order of the model, and a column per step.
         title: Above the figure.
         label: What the colour means, with its unit.
+        across: What the columns are, where they are no steps.
+        on: `"page"`, `"slide"` or `"column"`, as in `safety_utility`.
         theme: `"light"` or `"dark"`.
     """
     if values.empty:
         raise ValueError(f"expected blocks × steps, got shape {values.shape}: log the blocks while training.")
-    figure = go.Figure(
-        go.Heatmap(
-            z=values.to_numpy(dtype=float),
-            x=[safe(step) for step in values.columns],
-            y=[safe(block) for block in values.index],
-            colorscale=SCALE,
-            colorbar=colour_bar(label),
-            hovertemplate="%{y}<br>step %{x}: %{z:.4g}<extra></extra>",
-        )
-    )
-    figure.update_xaxes(title_text="Optimizer step", type="category")
-    figure.update_yaxes(title_text="Block, first to last", type="category", autorange="reversed")
-    small = 11 if len(values) > 16 else 13
-    figure.update_yaxes(tickfont_size=small, dtick=1 if len(values) <= 60 else None)
-    return finish(figure, theme=theme, height=min(max(160 + 18 * len(values), 260), 1200), width=860, title=title)
+    check(theme, on)
+    cells = {
+        "type": "heatmap",
+        "z": values.to_numpy(dtype=float),
+        "x": [safe(step) for step in values.columns],
+        "y": [safe(block) for block in values.index],
+        "colorscale": SCALE,
+        "colorbar": colour_bar(label),
+        "hovertemplate": f"%{{y}}<br>{safe(across).lower()} %{{x}}: %{{z:.4g}}<extra></extra>",
+    }
+    steps = {"title": {"text": safe(across)}, "type": "category"}
+    blocks: dict[str, Any] = {"title": {"text": "Block, first to last"}, "type": "category", "autorange": "reversed"}
+    blocks |= {"tickfont": {"size": (11 if len(values) > 16 else 13) * SIZES[on].font}}
+    figure = assemble([Part([cells], steps, blocks | ({"dtick": 1} if len(values) <= 60 else {}))])
+    height = min(max(160 + 18 * len(values), 260), 1200)
+    return finish(figure, theme=theme, height=height, width=860, title=title, on=on)
 
 
+@traced
 def spectrum(
     singular_values: Mapping[str, Sequence[float]],
     random_floor: Mapping[str, Sequence[float]] | None = None,
     rank: int | None = None,
     *,
+    on: str = "page",
     theme: str = "light",
 ) -> go.Figure:
     """Singular values of the reference gradients on a logarithmic axis, a line per domain or block.
@@ -103,26 +123,32 @@ def spectrum(
         singular_values: Name → values, largest first.
         random_floor: Name → values for gradients without shared directions, dotted in the same colour.
         rank: How many directions are kept: a vertical line after them.
+        on: `"page"`, `"slide"` or `"column"`, as in `safety_utility`.
         theme: `"light"` or `"dark"`.
     """
+    check(theme, on)
     _require(singular_values, "singular values")
-    figure = go.Figure()
+    lines: list[Trace] = []
+    floors = 0
     for number, (name, values) in enumerate(singular_values.items()):
-        colour = DOMAINS[number % len(DOMAINS)]
-        look = Style(colour, "solid" if number < len(DOMAINS) else "dash")
-        figure.add_trace(_ranked(values, name, look))
+        dash = [*DASHES.values()][number // len(DOMAINS) % 2]
+        lines.append(_ranked(values, name, Style(DOMAINS[number % len(DOMAINS)], dash)))
         if random_floor and name in random_floor:
-            figure.add_trace(_ranked(random_floor[name], f"{name}: random floor", Style(colour, "dot")))
+            floor = _ranked(random_floor[name], f"{name}: random floor", Style(DOMAINS[number % len(DOMAINS)], "dot"))
+            lines.append(
+                floor | {"name": "dotted: random floor of each"} if not floors else floor | {"showlegend": False}
+            )
+            floors += 1
+    longest = max(map(len, singular_values.values()))
+    across: dict[str, Any] = {"title": {"text": "Direction, by singular value"}, "range": [0.5, longest + 0.5]}
+    across |= {"dtick": 1} if longest <= 12 else {"nticks": 10}
+    up = {"title": {"text": "Singular value of the<br>reference gradients (log)"}, **LOG, **_ticks(singular_values)}
+    figure = assemble([Part(lines, across, up)])
     if rank is not None:
         figure.add_vline(rank + 0.5, line={"color": NEUTRAL, "width": 1.5, "dash": "dash"})
         at = {"x": rank + 0.5, "y": 1, "yref": "paper", "xanchor": "left", "yanchor": "top", "xshift": 5}
         figure.add_annotation(text=f"rank {rank} kept", showarrow=False, **at)
-    longest = max(map(len, singular_values.values()))
-    figure.update_xaxes(title_text="Direction, by singular value", range=[0.5, longest + 0.5])
-    figure.update_yaxes(
-        title_text="Singular value of the<br>reference gradients (log)", **{**LOG, **_ticks(singular_values)}
-    )
-    return finish(figure, theme=theme, height=400, width=760)
+    return finish(figure, theme=theme, height=400, width=760, on=on)
 
 
 def _ticks(values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
@@ -135,16 +161,24 @@ def _ticks(values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     return {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
+@traced
 def angles_heatmap(
-    cosines: ArrayLike, rows: Sequence[str], columns: Sequence[str], title: str = "", *, theme: str = "light"
+    cosines: ArrayLike,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str = "",
+    *,
+    on: str = "page",
+    theme: str = "light",
 ) -> go.Figure:
     """Cosines of principal angles, 1 where two subspaces share a direction and 0 where they are orthogonal.
 
     Args:
-        cosines: Of shape (rows, columns); written into the cells up to 12 × 12.
+        cosines: Of shape (rows, columns); written into the cells of up to 12 columns.
         rows: Names, such as domains or layers.
         columns: Names, such as domains, or the number of the angle.
         title: Above the figure.
+        on: `"page"`, `"slide"` or `"column"`, as in `safety_utility`.
         theme: `"light"` or `"dark"`.
 
     Raises:
@@ -156,34 +190,37 @@ def angles_heatmap(
             f"expected cosines of shape ({len(rows)}, {len(columns)}) for the given names, got {values.shape}: "
             "give a name for every row and column."
         )
-    figure = go.Figure(
-        go.Heatmap(
-            z=values,
-            x=[safe(name) for name in columns],
-            y=[safe(name) for name in rows],
-            zmin=0,
-            zmax=1,
-            colorscale=SCALE,
-            texttemplate="%{z:.2f}" if max(values.shape) <= 12 else None,
-            colorbar=colour_bar("cosine of the angle"),
-            hovertemplate="%{y}<br>%{x}: %{z:.4f}<extra></extra>",
-            xgap=1,
-            ygap=1,
-        )
-    )
-    figure.update_xaxes(type="category", showline=False, showgrid=False)
-    figure.update_yaxes(type="category", autorange="reversed", showline=False, showgrid=False)
-    height = min(max(150 + 38 * len(rows), 280), 900)
-    return finish(figure, theme=theme, height=height, width=min(max(320 + 60 * len(columns), 480), 940), title=title)
+    check(theme, on)
+    cells = {
+        "type": "heatmap",
+        "z": values,
+        "x": [safe(name) for name in columns],
+        "y": [safe(name) for name in rows],
+        "zmin": 0,
+        "zmax": 1,
+        "colorscale": SCALE,
+        "colorbar": colour_bar("cosine of the angle (1 is shared, 0 orthogonal)"),
+        "hovertemplate": "%{y}<br>%{x}: %{z:.4f}<extra></extra>",
+        "xgap": 1,
+        "ygap": 1,
+    } | ({"texttemplate": "%{z:.2f}"} if len(columns) <= 12 else {})
+    bare = {"type": "category", "showline": False, "showgrid": False}
+    figure = assemble([Part([cells], bare, bare | {"autorange": "reversed"})])
+    height, width = min(max(150 + 38 * len(rows), 280), 900), min(max(320 + 60 * len(columns), 480), 940)
+    return finish(figure, theme=theme, height=height, width=width, title=title, on=on)
 
 
-def projection_frame(vectors: Mapping[str, Sequence[float]], title: str = "", *, theme: str = "light") -> go.Figure:
+@traced
+def projection_frame(
+    vectors: Mapping[str, Sequence[float]], title: str = "", *, on: str = "page", theme: str = "light"
+) -> go.Figure:
     """The projection in three dimensions: arrows in the frame (u₁, u₂, remainder), over the protected plane.
 
     Args:
         vectors: Name → its coordinates along two directions of the subspace and along what lies outside: the
             safety gradient, its shadow in the subspace, what is kept, the realised update.
         title: Above the figure.
+        on: `"page"`, `"slide"` or `"column"`, as in `safety_utility`.
         theme: `"light"` or `"dark"`.
 
     Raises:
@@ -206,11 +243,12 @@ def projection_frame(vectors: Mapping[str, Sequence[float]], title: str = "", *,
     scene = {f"{axis}axis": {"title": {"text": name}, "range": [a, b], **small} for axis, name, a, b in axes}
     camera = {"eye": {"x": 0.98, "y": -1.5, "z": 0.58}, "center": {"x": 0, "y": 0, "z": -0.24}}
     figure.update_layout(scene=scene | {"aspectmode": "data", "camera": camera}, margin={"l": 20, "r": 20})
-    return finish(figure, theme=theme, height=480, width=760, title=title)
+    return finish(figure, theme=theme, height=480, width=760, title=title, on=on)
 
 
+@traced
 def loss_slice(
-    xs: Sequence[float], ys: Sequence[float], losses: Mapping[str, ArrayLike], *, theme: str = "light"
+    xs: Sequence[float], ys: Sequence[float], losses: Mapping[str, ArrayLike], *, on: str = "page", theme: str = "light"
 ) -> go.Figure:
     """Measured losses on the plane through θ of the projected direction and a direction inside the subspace.
 
@@ -218,42 +256,51 @@ def loss_slice(
         xs: Steps along the projected safety direction.
         ys: Steps along the direction inside the subspace.
         losses: Name → losses of shape (len(ys), len(xs)), such as safety and reference.
+        on: `"page"`, `"slide"` or `"column"`, as in `safety_utility`.
+        theme: `"light"` or `"dark"`.
+        on: `"page"`, `"slide"` or `"column"`, as in `safety_utility`.
         theme: `"light"` or `"dark"`.
 
     Raises:
         ValueError: A grid of losses has another shape.
     """
+    check(theme, on)
     _require(losses, "losses")
-    figure = make_subplots(1, len(losses), subplot_titles=[wrapped(name) for name in losses], horizontal_spacing=0.19)
-    for column, (name, grid) in enumerate(losses.items(), start=1):
+    stacked = SIZES[on].stacked
+    parts: list[Part] = []
+    gap = 0.2 if stacked else 0.19
+    length = (1 - gap * (len(losses) - 1)) / len(losses)
+    for place, (name, grid) in enumerate(losses.items()):
         values = np.asarray(grid, dtype=float)
         if values.shape != (len(ys), len(xs)):
             raise ValueError(f"expected losses[{name!r}] of shape {(len(ys), len(xs))}, got {values.shape}: (y, x).")
-        end = figure.layout["xaxis" + str(column) * (column > 1)].domain[1]
-        figure.add_trace(
-            go.Contour(
-                x=xs,
-                y=ys,
-                z=values,
-                colorscale=SCALE,
-                ncontours=16,
-                line={"width": 0.6, "color": NEUTRAL},
-                colorbar=colour_bar("loss", x=end + 0.01),
-                hovertemplate="(%{x:.3g}, %{y:.3g}): %{z:.4g}<extra></extra>",
-            ),
-            row=1,
-            col=column,
-        )
+        first = place * (length + gap)
+        bar = {"x": 1.01, "y": 1 - first - length / 2, "len": length} if stacked else {"x": first + length + 0.01}
+        contours = {
+            "type": "contour",
+            "x": [*xs],
+            "y": [*ys],
+            "z": values,
+            "colorscale": SCALE,
+            "ncontours": 16,
+            "line": {"width": 0.6, "color": NEUTRAL},
+            "colorbar": colour_bar("loss (nats)", **bar),
+            "hovertemplate": "(%{x:.3g}, %{y:.3g}): %{z:.4g}<extra></extra>",
+        }
         mark = {"color": PAGE["light"], "size": 12, "symbol": "star", "line": {"color": INK["light"], "width": 1.5}}
-        theta: dict[str, Any] = {"mode": "markers+text", "text": ["θ"], "textposition": "top right", "marker": mark}
-        theta["textfont"] = {"color": PAGE["light"], "size": 16}
-        figure.add_trace(go.Scatter(x=[0], y=[0], hoverinfo="skip", showlegend=False, **theta), row=1, col=column)
-        figure.update_xaxes(range=[min(xs), max(xs)], title_text="Along the projected<br>safety direction", col=column)
-        figure.update_yaxes(range=[min(ys), max(ys)], col=column)
-    figure.update_yaxes(title_text="Along the direction<br>inside the subspace", col=1)
-    figure.update_annotations(yshift=6)
-    figure.update_layout(margin_t=44)
-    return finish(figure, theme=theme, height=420)
+        words = {"text": ["θ"], "textposition": "top right", "textfont": {"color": PAGE["light"], "size": 16}}
+        theta = scatter([0], [0], "markers+text", marker=mark, hoverinfo="skip", showlegend=False, **words)
+        across = {
+            "range": [min(xs), max(xs)],
+            "title": {"text": "Along the projected safety<br>direction (distance in θ)"},
+        }
+        up: dict[str, Any] = {"range": [min(ys), max(ys)]}
+        if stacked or not parts:
+            up["title"] = {"text": "Along the direction inside<br>the subspace (distance in θ)"}
+        parts.append(Part([contours, theta], across, up, name))
+    figure = assemble(parts, stacked=stacked, gap=gap)
+    finish(figure, theme=theme, height=60 + 280 * len(losses) if stacked else 420, on=on)
+    return figure.update_layout(margin_t=44)
 
 
 def _require(given: Mapping[str, Any], what: str) -> None:
@@ -261,16 +308,15 @@ def _require(given: Mapping[str, Any], what: str) -> None:
         raise ValueError(f"expected {what} for at least one name, got an empty mapping: pass name → values.")
 
 
-def _line(rows: pd.DataFrame, column: str, label: str, look: Style, legend: bool) -> go.Scatter:
+def _line(rows: pd.DataFrame, column: str, label: str, look: Style, legend: bool) -> Trace:
     known = rows.dropna(subset=[column])
-    title = f"<b>{safe(label)}</b><br>{column.replace('_', ' ')}"
-    points = zip(known["step"], known[column], strict=True)
-    return go.Scatter(
-        x=known["step"],
-        y=known[column].clip(lower=SMALLEST) if column == "leakage" else known[column],
-        hovertext=[f"{title} {value:.3g}, step {step:g}" for step, value in points],
-        hoverinfo="text",
-        mode="lines",
+    heights = known[column].clip(lower=SMALLEST) if column == "leakage" else known[column]
+    return scatter(
+        known["step"].tolist(),
+        heights.tolist(),
+        "lines",
+        text=[f"{value:.3g}" for value in known[column]],  # an exact zero is told as such, though drawn above
+        hovertemplate=f"<b>{safe(label)}</b><br>{column.replace('_', ' ')} %{{text}}, step %{{x}}<extra></extra>",
         line={"color": look.colour, "width": 2, "dash": look.dash},
         name=wrapped(label),
         legendgroup=label,
@@ -278,7 +324,7 @@ def _line(rows: pd.DataFrame, column: str, label: str, look: Style, legend: bool
     )
 
 
-def _floors(histories: Mapping[str, pd.DataFrame], looks: Mapping[str, Style]) -> Iterator[go.Scatter]:
+def _floors(histories: Mapping[str, pd.DataFrame], looks: Mapping[str, Style]) -> Iterator[Trace]:
     """The leakage of a random direction, dotted: once where all runs share it, else in the colour of each."""
     floors = {label: rows for label, rows in histories.items() if "random_floor" in rows}
     if len({tuple(rows["random_floor"]) for rows in floors.values()}) == 1:
@@ -289,15 +335,15 @@ def _floors(histories: Mapping[str, pd.DataFrame], looks: Mapping[str, Style]) -
     if floors:
         line = {"color": NEUTRAL, "width": 1.5, "dash": "dot"}
         name = "leakage of a random direction, √(r/d)"
-        yield go.Scatter(x=[None], y=[None], mode="lines", line=line, name=name, showlegend=True)
+        yield scatter([None], [None], "lines", line=line, name=name, showlegend=True)
 
 
-def _ranked(values: Sequence[float], name: str, look: Style) -> go.Scatter:
-    heights = np.asarray(values, dtype=float)
-    return go.Scatter(
-        x=np.arange(1, len(heights) + 1),
-        y=np.where(heights > 0, heights, np.nan),  # a logarithmic axis has no zero
-        mode="lines" if look.dash == "dot" else "lines+markers",
+def _ranked(values: Sequence[float], name: str, look: Style) -> Trace:
+    heights = [float(value) if value > 0 else math.nan for value in values]  # a logarithmic axis has no zero
+    return scatter(
+        range(1, len(heights) + 1),
+        heights,
+        "lines" if look.dash == "dot" else "lines+markers",
         line={"color": look.colour, "width": 2, "dash": look.dash},
         marker={"size": 6},
         hovertemplate="direction %{x}: %{y:.4g}",

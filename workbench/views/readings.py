@@ -1,16 +1,18 @@
 """From a table of runs to what a figure or a page says of it: means, intervals, trajectories, texts."""
 
-from collections.abc import Hashable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from workbench.study.tradeoff import interval, over_bases
+from workbench.study.statistics import interval, units
 
-from .theme import FAMILIES, Style, family_of, family_or, safe, styles
+from .palette import FAMILIES, Style, family_of, family_or, styles
+from .theme import safe
 
-Row = Mapping[Hashable, Any]  # as DataFrame.to_dict("records") types it
+Row = Mapping[Any, Any]  # as DataFrame.to_dict("records") types it
 RATES = ("utility", "safety", "over_refusal")
 WORDS = {rate: rate.replace("_", "-") for rate in RATES}  # as hovers call them
 # Columns that say what a run is or what came of it; the others without a `base.` twin are its parameters.
@@ -66,20 +68,23 @@ def group_means(runs: pd.DataFrame, metrics: Sequence[str] = RATES) -> pd.DataFr
     Columns are `group`, `technique`, `pipeline`, `runs`, `bases`, and for each metric `utility`,
     `utility.low`, `utility.high` and `utility.n`.
     """
-    rows = []
-    for (group, pipeline), members in runs.groupby(["group", "pipeline"]):
-        row: dict[str, Any] = {"group": group, "technique": min(members["technique"]), "pipeline": pipeline}
-        row |= {"runs": len(members), "bases": members["model"].nunique()}
-        values = over_bases(members, metrics)
+    by, rows = ["group", "pipeline"], []
+    values = units(runs, metrics, by)
+    places, numbers = (
+        dict[Any, Any](values.groupby(by).indices),
+        {name: values[name].to_numpy(float) for name in metrics},
+    )
+    techniques, bases = runs["technique"].to_numpy(), runs["model"].to_numpy()
+    for (group, pipeline), members in dict[Any, Any](runs.groupby(by).indices).items():
+        row: dict[str, Any] = {"group": group, "technique": min(techniques[members]), "pipeline": pipeline}
+        row |= {"runs": len(members), "bases": len({*bases[members]})}
         for name in metrics:
-            mean, low, high, n = interval(values[name])
+            mean, low, high, n = interval(numbers[name][places[group, pipeline]])
             row |= {name: mean, f"{name}.low": low, f"{name}.high": high, f"{name}.n": n}
         rows.append(row)
-    place = [
-        *reversed(FAMILIES),
-        *{family_of(row["technique"]) for row in rows},
-    ]  # plain first, the yardstick
-    rows.sort(key=lambda row: (place.index(family_of(row["technique"])), row["technique"], row["group"]))
+    families = {row["technique"]: family_of(row["technique"]) for row in rows}
+    place = [*reversed(FAMILIES), *families.values()]  # plain first, the yardstick
+    rows.sort(key=lambda row: (place.index(families[row["technique"]]), row["technique"], row["group"]))
     return pd.DataFrame(rows)
 
 
@@ -110,11 +115,21 @@ def evaluations(runs: pd.DataFrame) -> pd.DataFrame:
     rows = [
         {**dict.fromkeys(RATES), **point, **{name: run[name] for name in names}}
         | {"run": number, "hover": hover(run, point)}
-        for number, run in enumerate(runs.to_dict("records"))
+        for number, run in enumerate(each_run(runs))
         for point in run["trajectory"]
     ]
     points = pd.DataFrame(rows, columns=None if rows else ["step", *RATES, *names, "run", "hover"])
     return points.astype(dict.fromkeys(("step", *RATES), float))
+
+
+def each_run(runs: pd.DataFrame, columns: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """The runs of `completed_runs` one by one: who they are, for `hover`, and the columns that are asked for.
+
+    Tables hold hundreds of columns, and going through all of them takes longer than drawing.
+    """
+    named = ("group", "pipeline", "model", "run_id", "seed", "settings", "trajectory")
+    names = [name for name in dict.fromkeys([*named, *columns]) if name in runs]
+    return [dict(zip(names, row, strict=True)) for row in zip(*(runs[name].tolist() for name in names), strict=True)]
 
 
 def base_scores(runs: pd.DataFrame, points: pd.DataFrame, rates: Sequence[str] = RATES) -> pd.DataFrame:
@@ -157,9 +172,9 @@ def told_interval(row: Row, name: str) -> str:
 
 def _settings(runs: pd.DataFrame) -> list[str]:
     """For each run the parameters in which the runs differ, six at most, as lines for a hover."""
-    texts = runs[parameters_of(runs)].map(lambda value: "" if value is None else str(value))
-    matter = [name for name in texts if texts[name].nunique() > 1][:6]
-    lines = (safe(name) + " = " + texts[name].map(safe) for name in matter)
+    texts = ((name, ["" if value is None else str(value) for value in runs[name]]) for name in parameters_of(runs))
+    matter = itertools.islice(((name, column) for name, column in texts if len({*column}) > 1), 6)
+    lines = ([f"{safe(name)} = {safe(text)}" for text in column] for name, column in matter)
     return ["<br>".join(line) for line in zip(*lines, strict=True)] or [""] * len(runs)
 
 

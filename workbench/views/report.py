@@ -5,10 +5,10 @@ import hashlib
 import html
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -18,6 +18,9 @@ from plotly.offline import get_plotlyjs
 from workbench.study.runs import Run, flatten
 from workbench.study.tradeoff import alignment_tax
 
+from .faithfulness_plane import toxicity_faithfulness
+from .kept_geometry import geometry_figures
+from .keys import MOST
 from .plane import safety_utility
 from .readings import RATES, completed_runs, counted, group_means, looks_of, parameters_of, told_interval
 from .theme import CONFIG, FONT, GRID, INK, NEUTRAL, PAGE
@@ -38,65 +41,25 @@ COLUMNS = {
     "safety": "Safety",
     "over_refusal": "Over-refusal",
     "tax": "Tax",
+    "portraits/toxicity": "Toxicity",
+    "portraits/faithfulness": "Faithfulness",
     "wall_seconds": "Wall time (s)",
     "status": "Status",
     "run_id": "Run",
 }
 FORMATS = {"wall_seconds": ".1f", "seed": "g"}
-STYLE = f"""
-:root {{ color-scheme: light dark; --ink: {INK["light"]}; --page: {PAGE["light"]}; --line: {GRID["light"]}; }}
-@media (prefers-color-scheme: dark) {{
-  :root {{ --ink: {INK["dark"]}; --page: {PAGE["dark"]}; --line: {GRID["dark"]}; }}
-}}
-body {{ margin: 0 auto; max-width: 1100px; padding: 1.5rem 1rem 3rem; font: 16px/1.5 {FONT};
-  color: var(--ink); background: var(--page); overflow-wrap: anywhere; }}
-h1 {{ font-size: 1.7rem; line-height: 1.2; }}
-h2 {{ font-size: 1.2rem; margin: 2.2rem 0 .6rem; }}
-.scroll {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-size: .88rem; width: 100%; overflow-wrap: normal; }}
-th, td {{ padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }}
-td:first-child {{ white-space: normal; min-width: 13rem; }}
-.number {{ text-align: right; font-variant-numeric: tabular-nums; }}
-.swatch {{ display: inline-block; width: .75em; height: .75em; border-radius: 50%; margin-right: .5em; }}
-th button {{ all: unset; cursor: pointer; font-weight: 600; }}
-th button:focus-visible {{ outline: 2px solid {NEUTRAL}; }}
-th[aria-sort=ascending] button::after {{ content: " ↑"; }}
-th[aria-sort=descending] button::after {{ content: " ↓"; }}
-input {{ font: inherit; color: inherit; background: transparent; border: 1px solid {NEUTRAL}; border-radius: 4px;
-  padding: .3rem .6rem; margin-bottom: .6rem; width: min(24rem, 100%); box-sizing: border-box; }}
-dl {{ display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: 0 1rem; font-size: .88rem; }}
-dd {{ margin: 0; }}
-footer {{ margin-top: 2.5rem; font-size: .85rem; color: {NEUTRAL}; }}
-"""
-# Ink, page and grid are exchanged as whole JSON values; technique colours are readable on both pages.
-SCRIPT = """
-const data = JSON.parse(document.getElementById("data").textContent);
-const dark = matchMedia("(prefers-color-scheme: dark)");
-function draw() {
-  data.figures.forEach((text, number) => {
-    if (dark.matches) for (const [from, to] of data.tones) text = text.replaceAll(`"${from}"`, `"${to}"`);
-    const { data: traces, layout } = JSON.parse(text);
-    Plotly.react("figure-" + number, traces, layout, { responsive: true, ...data.config });
-  });
-}
-draw();
-dark.addEventListener("change", draw);
+SPOKEN = ("portraits/toxicity", "portraits/faithfulness")
+TONES = {"INK": INK, "PAGE": PAGE, "GRID": GRID}
+_TONE_PAIRS = [(tone["light"], tone["dark"]) for tone in TONES.values()]
+MOST_WAYS = 60  # runs whose way a figure of the page shows, for it grows with each
 
-const runs = document.getElementById("runs"), body = runs.tBodies[0];
-const key = (row, column) => row.cells[column].dataset.value ?? row.cells[column].textContent;
-const compare = (a, b) => (isNaN(a) || isNaN(b) ? a.localeCompare(b) : a - b);
-runs.querySelectorAll("th button").forEach((button, column) => button.addEventListener("click", () => {
-  const heading = button.parentElement;
-  const way = heading.getAttribute("aria-sort") === "ascending" ? -1 : 1;
-  runs.querySelectorAll("th").forEach((other) => other.removeAttribute("aria-sort"));
-  heading.setAttribute("aria-sort", way > 0 ? "ascending" : "descending");
-  body.append(...[...body.rows].sort((a, b) => way * compare(key(a, column), key(b, column))));
-}));
-document.getElementById("search").addEventListener("input", (event) => {
-  const sought = event.target.value.toLowerCase();
-  for (const row of body.rows) row.hidden = !row.textContent.toLowerCase().includes(sought);
-});
-"""
+
+class Shown(NamedTuple):
+    """A figure under its heading, and its twin for narrow screens."""
+
+    heading: str
+    wide: go.Figure
+    narrow: go.Figure | None = None
 
 
 def write_report(
@@ -106,7 +69,7 @@ def write_report(
     figures: Mapping[str, go.Figure] | None = None,
     title: str = "What safety cost",
 ) -> Path:
-    """Write a page with the safety–utility plane, further figures, and every run with its parameters.
+    """Write a page: the safety–utility plane, what the runs kept of the geometry, and every run with its parameters.
 
     The page holds plotly.js itself, follows the reader's light or dark preference, and carries a content security
     policy that admits its own two scripts by their hashes and no request at all.
@@ -121,31 +84,68 @@ def write_report(
         The path.
 
     Raises:
-        ValueError: No completed run has utility and safety, or a column is missing.
+        ValueError: The table has neither label nor technique.
     """
-    shown = [("", safety_utility(table)), *(figures or {}).items()]
-    plane, *others = (_figure(number, *item) for number, item in enumerate(shown))
-    intro = f"<h1>{_safe(title)}</h1><p>{HOW_TO_READ}</p>"
-    sections = [intro, plane, _means(table), *others, _runs(table), _parameters(table), _environment(table)]
+    planes = [*_planes(table)]
+    others = [Shown(*item) for item in (*(figures or {}).items(), *geometry_figures(table))]
+    boxes = [_figure(number, shown) for number, shown in enumerate([*planes, *others])]
+    places = {"means": "Means", **({"more": "Geometry and more"} if others else {}), "runs-of": "Runs"}
+    links = " · ".join(f'<a href="#{place}">{name}</a>' for place, name in places.items())
+    how = f"<p>{HOW_TO_READ}</p>" if _measured(table, RATES[:2]) else ""
+    intro = f"<h1>{_safe(title)}</h1>{how}<nav>{links}</nav>"
+    n = len(planes)
+    more = ['<div id="more"></div>', *boxes[n:]] if others else []
+    sections = [intro, *boxes[:n], _means(table), *more, _runs(table), _environment(table)]
+    data = {
+        "figures": [_twins(shown) for shown in (*planes, *others)],
+        "parameters": _parameters(table),
+        "tones": _TONE_PAIRS,
+        "config": CONFIG,
+    }
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(_page(title, "\n".join(sections), [figure for _, figure in shown]), encoding="utf-8")
+    partial.write_text(_page(title, "\n".join(sections), data), encoding="utf-8")
     os.replace(partial, path)
     return path
 
 
-def _page(title: str, body: str, figures: Iterable[go.Figure]) -> str:
-    scripts = [get_plotlyjs().replace("\r\n", "\n"), SCRIPT]  # a browser hashes the text with plain line ends
+def _planes(table: pd.DataFrame) -> Iterator[Shown]:
+    """The planes of what was measured; one for each pipeline where all together would be too many to tell apart."""
+    if _measured(table, SPOKEN):
+        yield Shown("Toxicity and faithfulness", *(toxicity_faithfulness(table, on=on) for on in ("page", "column")))
+    if not _measured(table, RATES[:2]):
+        return
+    runs = completed_runs(table)
+    crowd = runs["pipeline"].nunique() > 1 and len(runs[["group", "pipeline"]].drop_duplicates()) > MOST
+    parts = (
+        [(f"Pipeline {str(name) or 'other'}", rows) for name, rows in runs.groupby("pipeline")]
+        if crowd
+        else [("", table)]
+    )
+    for heading, rows in parts:
+        wide = safety_utility(rows, trajectories=MOST_WAYS)
+        yield Shown(heading, wide, safety_utility(rows, trajectories=False, on="column"))
+
+
+def _measured(table: pd.DataFrame, names: Sequence[str]) -> bool:
+    """Whether a completed run has all of these scores."""
+    done = table[table["status"].eq("completed")] if "status" in table else table
+    return {*names} <= {*table} and bool(done[[*names]].notna().all(axis=1).any())
+
+
+def _page(title: str, body: str, data: Mapping[str, Any]) -> str:
+    scripts = [get_plotlyjs().replace("\r\n", "\n"), _asset("report.js")]  # a browser hashes plain line ends
     hashes = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts)
     admitted = " ".join(f"'sha256-{digest}'" for digest in hashes)
     policy = (
         f"default-src 'none'; base-uri 'none'; form-action 'none'; script-src {admitted}; "
         "style-src 'unsafe-inline'; img-src data: blob:"
     )
-    tones = [(tone["light"], tone["dark"]) for tone in (INK, PAGE, GRID)]
-    data = json.dumps({"figures": [_fluid(figure, tones) for figure in figures], "tones": tones, "config": CONFIG})
-    data = data.replace("<", "\\u003c")  # plotly does so too, but does not promise it
+    style = _asset("report.css").replace("FONT", FONT).replace("NEUTRAL", NEUTRAL)
+    for name, tone in TONES.items():
+        style = style.replace(f"{name}_LIGHT", tone["light"]).replace(f"{name}_DARK", tone["dark"])
+    packed = json.dumps(data).replace("<", "\\u003c")  # plotly does so too, but does not promise it
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -153,11 +153,11 @@ def _page(title: str, body: str, figures: Iterable[go.Figure]) -> str:
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{_safe(title)}</title>
-<style>{STYLE}</style>
+<style>{style}</style>
 </head>
 <body>
 {body}
-<script type="application/json" id="data">{data}</script>
+<script type="application/json" id="data">{packed}</script>
 <script>{scripts[0]}</script>
 <script>{scripts[1]}</script>
 </body>
@@ -165,61 +165,85 @@ def _page(title: str, body: str, figures: Iterable[go.Figure]) -> str:
 """
 
 
-def _fluid(figure: go.Figure, tones: list[tuple[str, str]]) -> str:
+def _asset(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8").replace("\r\n", "\n")
+
+
+def _twins(shown: Shown) -> dict[str, str | None]:
+    return {"wide": _fluid(shown.wide), "narrow": _fluid(shown.narrow) if shown.narrow else None}
+
+
+def _fluid(figure: go.Figure) -> str:
     """A figure as JSON in the light tones and without a width, so that it fills its box."""
-    text = str(pio.to_json(go.Figure(figure).update_layout(width=None, autosize=True)))
-    for light, dark in tones:
+    text = str(pio.to_json(go.Figure(figure, _validate=False).update_layout(width=None, autosize=True), validate=False))
+    for light, dark in _TONE_PAIRS:
         text = text.replace(f'"{dark}"', f'"{light}"')
     return text
 
 
-def _figure(number: int, heading: str, figure: go.Figure) -> str:
+def _figure(number: int, shown: Shown) -> str:
     """A box that scrolls by itself where the screen is narrower than the figure."""
-    width, height = figure.layout.width or 700, figure.layout.height or 450
-    title = f"<h2>{_safe(heading)}</h2>" if heading else ""
-    box = f'<div id="figure-{number}" style="min-width:{width:g}px;height:{height:g}px"></div>'
+    width, height = shown.wide.layout.width or 700, shown.wide.layout.height or 450
+    title = f"<h2>{_safe(shown.heading)}</h2>" if shown.heading else ""
+    box = f'<div class="figure" id="figure-{number}" data-width="{width:g}" style="height:{height:g}px"></div>'
     return f'{title}<div class="scroll">{box}</div>'
 
 
 def _means(table: pd.DataFrame) -> str:
     """The intervals of each label, with its colour in the plane."""
-    names = (*RATES, "tax")
-    runs = completed_runs(_with_tax(table))
+    known = _with_tax(table)
+    names = [name for name in (*RATES, "tax", *SPOKEN) if _measured(known, [name])]
+    if not names:
+        return ""
+    runs = completed_runs(known, needed=[])
+    runs = runs[runs[names].notna().any(axis=1)]
     means = group_means(runs, names)
     looks = looks_of(means)
     heads = ["Technique", "Pipeline", "Runs", *(COLUMNS[name] for name in names)]
     rows = []
     for row in means.to_dict("records"):
-        swatch = f'<span class="swatch" style="background:{looks[row["group"]].colour}"></span>'
+        look = looks[row["group"]]
+        inside = "" if "open" in look.fill else f";background:{look.colour}"
+        swatch = f'<span class="swatch" style="border-color:{look.colour}{inside}"></span>'
         cells = [row["pipeline"], row["runs"], *(told_interval(row, name) for name in names)]
         rows.append(f"<td>{swatch}{_safe(row['group'])}</td>" + "".join(f"<td>{_safe(cell)}</td>" for cell in cells))
     return (
-        f"<h2>Means and 95 % intervals over {counted(runs)}</h2>"
+        f'<h2 id="means">Means and 95 % intervals over {counted(runs)}</h2>'
         + _grid("".join(f"<th>{head}</th>" for head in heads), rows)
-        + "<p>Tax: the base model's utility minus the aligned model's.</p>"
+        + "<p>Tax: the base model's utility minus the aligned model's.</p>" * ("tax" in names)
     )
 
 
 def _runs(table: pd.DataFrame) -> str:
-    """All runs, those that failed too; a click on a heading sorts, the field above searches."""
+    """All runs, failed ones too: a click on a heading sorts, one on a run shows its parameters, a field searches."""
     table = _with_tax(table)
     table = table if "label" in table else table.assign(label=table["technique"])
     if "status" in table and table["status"].eq("completed").all():
         table = table.drop(columns="status")
     present = {name: head for name, head in COLUMNS.items() if name in table}
     heads = "".join(f'<th scope="col"><button type="button">{head}</button></th>' for head in present.values())
-    rows = ["".join(_cell(row[name], name) for name in present) for row in table.to_dict("records")]
-    search = '<input id="search" type="search" placeholder="Search the runs" aria-label="Search the runs">'
-    return f"<h2>Runs</h2>{search}" + _grid(heads, rows, "runs")
+    cells = zip(*(table[name].tolist() for name in present), strict=True)
+    rows = ["".join(_cell(value, name) for name, value in zip(present, row, strict=True)) for row in cells]
+    body = "".join(f'<tr data-run="{number}">{row}</tr>' for number, row in enumerate(rows))
+    told = 'placeholder="update projection seed=1" aria-label="Search the runs and their parameters"'
+    field = f'<input id="search" type="search" {told}>'
+    count = f'<output id="count" for="search" aria-live="polite">{len(table)} runs</output>'
+    note = '<span class="note"><kbd>/</kbd> searches names, scores and parameters; a run opens its parameters</span>'
+    grid = f'<table id="runs"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<h2 id="runs-of">Runs</h2><div class="search">{field}{count}{note}</div><div class="scroll">{grid}</div>'
 
 
-def _parameters(table: pd.DataFrame) -> str:
-    names = [*(name for name in ("technique",) if name in table), *parameters_of(table)]
-    blocks = []
-    for number, run in enumerate(table.to_dict("records")):
-        entries = "".join(f"<dt>{_safe(name)}</dt><dd>{_safe(run[name])}</dd>" for name in names if _known(run[name]))
-        blocks.append(f"<details><summary>{_safe(run.get('run_id', number))}</summary><dl>{entries}</dl></details>")
-    return "<h2>Parameters</h2>" + f"<details><summary>{len(table)} runs</summary>{''.join(blocks)}</details>"
+def _parameters(table: pd.DataFrame) -> dict[str, list]:
+    """The parameters of each run as numbers of names and of values, in turn: most are shared by most of the runs."""
+    first = ("label", "technique", "pipeline", "model", "seed", "status")
+    names = [*(name for name in first if name in table), *parameters_of(table)]
+    values: dict[str, int] = {}
+    of: list[list[int]] = [[] for _ in range(len(table))]
+    for number, name in enumerate(names):
+        for pairs, value in zip(of, table[name].tolist(), strict=True):
+            if _known(value):
+                pairs += [number, values.setdefault(str(value), len(values))]
+    return {"names": names, "values": [*values], "of": of}
 
 
 def _environment(table: pd.DataFrame) -> str:
@@ -234,23 +258,25 @@ def _environment(table: pd.DataFrame) -> str:
     return f"<footer>{_safe(line)}</footer>" if line else ""
 
 
-def _grid(heads: str, rows: list[str], name: str = "") -> str:
+def _grid(heads: str, rows: list[str]) -> str:
     body = "".join(f"<tr>{row}</tr>" for row in rows)
-    mark = f' id="{name}"' if name else ""
-    return f'<div class="scroll"><table{mark}><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _cell(value: Any, column: str) -> str:
     if not _known(value):
         return '<td class="number" data-value="NaN">–</td>'
+    if column == "run_id":
+        return f'<td><button type="button" aria-expanded="false">{_safe(value)}</button></td>'
     if isinstance(value, float):
         return f'<td class="number" data-value="{value!r}">{value:{FORMATS.get(column, "z.3f")}}</td>'
     return f'<td class="number">{value}</td>' if isinstance(value, int) else f"<td>{_safe(value)}</td>"
 
 
 def _with_tax(table: pd.DataFrame) -> pd.DataFrame:
-    base = pd.to_numeric(table.get("base.utility", pd.Series(index=table.index, dtype=float)))
-    return table.assign(tax=alignment_tax(base, pd.to_numeric(table["utility"])))
+    blank = pd.Series(index=table.index, dtype=float)
+    base, own = (pd.to_numeric(table.get(name, blank)) for name in ("base.utility", "utility"))
+    return table.assign(tax=alignment_tax(base, own))
 
 
 def _known(value: Any) -> bool:

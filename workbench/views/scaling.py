@@ -9,18 +9,21 @@ from workbench.study.tradeoff import alignment_tax
 
 from .marks import bar
 from .readings import completed_runs, counted, group_means, looks_of, told_interval
-from .theme import NEUTRAL, finish, safe, template, wrapped
+from .sources import traced
+from .theme import NEUTRAL, check, finish, safe, wrapped
 
 SIZE = "parameters_count"
 APART = 0.01  # of the axis between neighbouring lines
 
 
+@traced
 def model_size(
     table: pd.DataFrame,
     *,
     score: str = "utility",
     group: str = "label",
     size: Mapping[str, float] | None = None,
+    on: str = "page",
     theme: str = "light",
 ) -> go.Figure:
     """The alignment tax, score of the base − score of the run, against the number of parameters: a line per group.
@@ -33,12 +36,13 @@ def model_size(
         score: The column of a score of which more is better.
         group: The column whose values are compared; `technique` where it is absent.
         size: Model → its number of parameters; where None, the column `parameters_count` has it.
+        on: `"page"`, `"slide"` or `"column"`, as in `safety_utility`.
         theme: `"light"` or `"dark"`.
 
     Raises:
         ValueError: A column is missing, no completed run has both scores, or the size of a model is unknown.
     """
-    template(theme)  # refuses an unknown theme before its tones are looked up
+    check(theme, on)
     runs = completed_runs(table, group, [score, f"base.{score}"])
     if size is None and SIZE not in runs:
         raise ValueError(f"expected the column {SIZE}, got a table without it: pass size={{model: parameters}}.")
@@ -56,7 +60,7 @@ def model_size(
     for place, name in enumerate(names):
         shift = span ** (APART * (place - (len(names) - 1) / 2))  # or bars of one size would lie on each other
         rows = means[means["group"] == name].to_dict("records")
-        colour, dash, mark = looks[name]
+        colour, dash, fill = looks[name]
         bars = [bar(row, "tax", colour) or {"array": [0.0], "arrayminus": [0.0]} for row in rows]
         ends = {side: [one[side][0] for one in bars] for side in ("array", "arrayminus")}
         figure.add_scatter(
@@ -71,12 +75,13 @@ def model_size(
             hoverinfo="text",
             mode="lines+markers",
             line={"color": colour, "width": 2, "dash": dash},
-            marker={"color": colour, "size": 9, "symbol": mark},
+            marker={"color": colour, "size": 9, "symbol": f"circle{fill}"},
             name=wrapped(name),
             showlegend=True,
         )
     figure.add_hline(0, line={"color": NEUTRAL, "width": 1}, layer="below")
-    figure.update_xaxes(type="log", title_text="Parameters of the model (log)", exponentformat="B", dtick="D2")
+    figure.update_xaxes(type="log", title_text="Parameters of the model (log)")
+    figure.update_xaxes(tickvals=sorted({*runs["size"]}), tickformat=".2~s")
     figure.update_yaxes(title_text=f"Alignment tax: {safe(score)} of the base<br>minus that after (lower is better)")
     title = f"Mean with 95 % interval over {counted(runs)} of one size. Lines are moved apart sideways."
-    return finish(figure, theme=theme, height=420, width=720, title=title)
+    return finish(figure, theme=theme, height=420, width=720, title=title, on=on)
