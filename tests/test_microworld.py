@@ -128,7 +128,7 @@ def test_larger_worlds_and_models_are_the_same_function_with_other_numbers():
     model, tokenizer = wb.build_model(world, "3M")
     assert len(tokenizer) == len(world.vocabulary) + 5
     assert 2.5e6 < model.num_parameters() < 4e6
-    assert set(MODEL_SIZES) == {"micro", "1M", "3M", "30M", "124M"}
+    assert set(MODEL_SIZES) == {"micro", "0.5M", "1M", "3M", "30M", "124M"}
 
 
 @pytest.mark.parametrize("numbers", [{"n_people": 0}, {"n_kinds": 5}, {"n_verbs": 1}])

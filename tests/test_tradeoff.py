@@ -19,6 +19,7 @@ from workbench.study.tradeoff import (
     matched_safety,
     paired_difference,
     pareto_set,
+    readable,
     retention,
     retentions,
     student_t,
@@ -159,6 +160,15 @@ def test_summary_has_an_interval_per_group_and_metric_and_drops_no_group():
     assert summary["utility"].iloc[0].tolist() == pytest.approx([2.0, -0.48414, 4.48414, 3], abs=1e-5)
     assert summary["safety", "n"].tolist() == [2, 1]
     assert summarise(table, "technique", ["utility"])["utility"]["mean"].to_dict() == {"sft": 2.0, "plain": 0.5}
+
+
+def test_a_summary_to_be_read_says_no_interval_of_one_run():
+    table = pd.DataFrame({"label": ["a", "a", "a", "b", "c"], "utility": [1.0, 2.0, 3.0, -0.0, math.nan]})
+    assert readable(summarise(table, "label", ["utility"]), 1)["utility"].to_dict() == {
+        "a": "2.0 [-0.5, 4.5]",
+        "b": "0.0",
+        "c": "–",
+    }
 
 
 def paired_table() -> pd.DataFrame:

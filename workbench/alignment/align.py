@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from workbench.alignment.course import Course
 from workbench.alignment.stages import Stage, train
 from workbench.alignment.team import FollowedRun, Team
 from workbench.alignment.techniques import Technique, as_techniques, prepared
+from workbench.alignment.watching import Monitor, Stopped
 from workbench.corpora.columns import dataset_fingerprint
 from workbench.evaluation.items import AFTER, BEFORE
 from workbench.evaluation.suites import Suite
@@ -47,7 +48,8 @@ def align(
         batch_size: Rows per step, over all processes where there are several.
         learning_rate: None takes the objective's usual one for large models.
         options: Those of `pipeline` (``suites``, ``eval_every``, ``seed``, ``label``, ``runs_dir``, ``reuse``,
-            ``checkpoint_every``, ``save``, ``items``, ``progress``); all others go to TRL's configuration as they are.
+            ``checkpoint_every``, ``save``, ``items``, ``progress``, ``monitor``); all others go to TRL's configuration
+            as they are.
 
     Returns:
         The finished run: ``.scores``, ``.history``, ``.record``, ``.path``.
@@ -76,6 +78,7 @@ def pipeline(
     save: bool = False,
     items: bool = False,
     progress: bool = True,
+    monitor: Monitor | None = None,
 ) -> Run:
     """Train a model in stages, such as SFT→DPO, under one technique; the model is changed in place.
 
@@ -104,14 +107,19 @@ def pipeline(
         items: Whether what every prompt of the suites gave, and what was answered, is written beside the record, before
             and after, for `item_changes` and to be read: see `workbench.evaluation.items`.
         progress: Whether to show a progress bar.
+        monitor: Watches the run and may stop it, such as `wb.views.explorers.TrainingMonitor`; the result does not
+            depend on it. Several processes that train together are not watched.
 
     Raises:
         ValueError: A setting is out of range or contradicts another, or the processes are not about to do the same.
+        Stopped: The user stopped the run at its monitor. It lies in `runs_dir` as interrupted, with a checkpoint of the
+            step it had come to, from which the same call with `reuse`, and the model as it was, goes on.
     """
     if not stages:
         raise ValueError("stages is empty: expected at least one wb.Stage.")
     team = Team(model)
-    _require_possible(stages, team, checkpoint_every)
+    monitor = monitor if team.size == 1 else None
+    _require_possible(stages, team, checkpoint_every, monitor)
     require_tokenizer(tokenizer, chat=any(not isinstance(s.data[0]["prompt"], str) for s in stages))
     techniques = as_techniques(technique)
     name = "+".join(t.name for t in techniques) or "plain"
@@ -137,16 +145,19 @@ def pipeline(
     data = _fingerprints(stages, techniques, suites or {})
     team.require_same(parameters_hash(parameters, data), "parameters or data")
     kept = ["model"] * save + [BEFORE, AFTER] * (items and bool(suites))
+    watched = monitor.watching if monitor else nullcontext
     if reuse and (finished := _finished(team, runs_dir, parameters, data, kept)):
-        return finished
+        with watched(finished):
+            return finished
     was_training, n_steps = model.training, sum(stage.steps for stage in stages)
     start = {n: p.detach().clone() for n, p in trained_parameters(model).items()} if _deploys(techniques) else {}
     with prepared(model, techniques, seed):
         run, checkpoint = _begun(team, runs_dir, parameters, data, reuse)
         every = {"eval_every": eval_every, "checkpoint_every": checkpoint_every}
-        how: dict[str, Any] = {"n_steps": n_steps, "start": start, "items": items, **every}
+        how: dict[str, Any] = {"n_steps": n_steps, "start": start, "items": items, "monitor": monitor, **every}
         course = Course(run, model, tokenizer, techniques, team, suites or {}, **how)
-        with run, _progress_bar(n_steps, f"{route}, {parameters['label']}", progress and team.is_lead) as course.bar:
+        bar = _progress_bar(n_steps, f"{route}, {parameters['label']}", progress and team.is_lead)
+        with watched(run), run, bar as course.bar:
             run.record["environment"] |= team.environment(model)
             if checkpoint is None:
                 run.record["base_scores"] = course.evaluate(0)
@@ -156,16 +167,22 @@ def pipeline(
                 if not checkpoint or checkpoint.state["stage"] <= i:
                     folder = course.begin(i, n_before, at)
                     train(stage, model, tokenizer, techniques, course, seed, folder, team, at.path if at else None)
+                    course.end()
                 n_before += stage.steps
             course.deploy()
             course.evaluate(n_steps)
             run.record["techniques"] = {t.name: t.report() for t in techniques}
+            if team.is_lead:
+                for technique in techniques:
+                    technique.keep(run)
             model.train(was_training)
             if save:
                 save_model(model, tokenizer, run.file("model"), find_card(model.name_or_path))
             run.finish(scores=course.scores)
-        if team.is_lead and (checkpoint_every or checkpoint):
+        if team.is_lead and (checkpoint_every or checkpoint or monitor):
             drop_checkpoints(run)  # last, so that a kill before it loses nothing
+    if monitor and monitor.stopping:
+        raise Stopped(f"the run was complete before it could be stopped: it lies in {run.path}")
     path = team.told(lambda: run.path)
     return run if team.is_lead else Run.load(path)
 
@@ -173,11 +190,12 @@ def pipeline(
 _PIPELINE_OPTIONS = set(pipeline.__kwdefaults__ or {})
 
 
-def _require_possible(stages: Sequence[Stage], team: Team, checkpoint_every: int) -> None:
+def _require_possible(stages: Sequence[Stage], team: Team, checkpoint_every: int, monitor: Monitor | None) -> None:
+    decides = "checkpoint_every" if checkpoint_every else "monitor" if monitor else None
     for stage in stages:
         team.share_of(stage.batch_size)
-        if checkpoint_every and (clash := sorted(name for name in stage.arguments if name.startswith("save_"))):
-            raise ValueError(f"checkpoint_every decides when checkpoints are kept: leave {clash} out, or it.")
+        if decides and (clash := sorted(name for name in stage.arguments if name.startswith("save_"))):
+            raise ValueError(f"{decides} decides when checkpoints are kept: leave {clash} out, or it.")
     if checkpoint_every < 0:
         raise ValueError(f"checkpoint_every must be a number of steps, or 0 for none, got {checkpoint_every}.")
     if checkpoint_every and team.sharded:

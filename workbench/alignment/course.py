@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from workbench.alignment.resuming import checkpoint_folder
 from workbench.alignment.team import Team
 from workbench.alignment.techniques import Technique, restored_weights
+from workbench.alignment.watching import Monitor, Stopped
 from workbench.evaluation.items import AFTER, BEFORE, keep_items
 from workbench.evaluation.suites import Suite, read_suites, scored
 from workbench.models import trained_parameters
@@ -41,6 +42,7 @@ class Course(TrainerCallback):
         checkpoint_every: Optimizer steps between checkpoints; 0 keeps none.
         start: The weights before the run, if a technique deploys others than those that are trained.
         items: Whether what every item gave is written beside the record, before and after the run.
+        monitor: Is told what is logged, and may stop the run.
     """
 
     def __init__(
@@ -56,15 +58,18 @@ class Course(TrainerCallback):
         checkpoint_every: int,
         start: Mapping[str, torch.Tensor],
         items: bool = False,
+        monitor: Monitor | None = None,
     ) -> None:
         """Stand before the first step."""
         self.run, self.model, self.tokenizer, self.techniques, self.team = run, model, tokenizer, techniques, team
         self.suites, self.n_steps, self.start = suites, n_steps, start
         self.eval_every, self.checkpoint_every, self.items = eval_every, checkpoint_every, items
+        self.monitor = monitor
         self.bar: Any = None
         self.stage, self.n_before = 0, 0
         self.scores: dict[str, float] = {}
         self._kept = 0  # the step of the latest checkpoint
+        self._stopped = False
         self._n_tokens = self._n_tokens_before = 0  # seen in this stage, and of them before it was resumed
 
     # --- stages -----------------------------------------------------------------------------------------------------
@@ -83,7 +88,7 @@ class Course(TrainerCallback):
             self.bar.update(self._kept)
             if stage > 1:  # where the reference of DPO stands; the first begins with the model that was given
                 _put(self.model, load_file(folder / _START))
-        elif self.checkpoint_every and stage > 1 and self.team.is_lead:
+        elif (self.checkpoint_every or self.monitor) and stage > 1 and self.team.is_lead:
             folder.mkdir(parents=True, exist_ok=True)
             save_file({n: p.detach().contiguous() for n, p in trained_parameters(self.model).items()}, folder / _START)
         return folder
@@ -103,13 +108,27 @@ class Course(TrainerCallback):
                 return scored(readings, self.suites)
 
             self.scores = score() if self.team.sharded else self.team.told(score)
-            self.run.log({"step": step, "evaluation": True, **self.scores})
+            self._log({"step": step, "evaluation": True, **self.scores})
         return self.scores
 
     def deploy(self) -> None:
         """Turn the weights into those that would be deployed."""
         for technique in self.techniques:
             technique.deploy(self.model, self.tokenizer, self.start)
+
+    def end(self) -> None:
+        """Leave a stage.
+
+        Raises:
+            Stopped: At the user's wish, before its last step.
+        """
+        if self._stopped:
+            raise Stopped(f"stopped by the user after step {self._kept} of {self.n_steps}")
+
+    def _log(self, row: dict[str, Any]) -> None:
+        self.run.log(row)
+        if self.monitor:
+            self.monitor.log(row)
 
     # --- the trainer's events ---------------------------------------------------------------------------------------
 
@@ -123,13 +142,13 @@ class Course(TrainerCallback):
             self._n_tokens = row["num_tokens"]
         if not math.isfinite(logs["loss"]):
             raise FloatingPointError(f"The loss is {logs['loss']} at step {row['step']}. Lower the learning rate.")
-        self.run.log(row)
+        self._log(row)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Evaluate the model as it would be deployed if that is due, and ask for a checkpoint if one is.
+        """Evaluate the model as it would be deployed if that is due, ask for a checkpoint if one is; stop if asked to.
 
         Evaluation is due at the end of every stage but the last, too, and a checkpoint before the last step of each.
-        Checkpoints wait for a step that is logged, since the trainer forgets what it has not logged.
+        Checkpoints, and with them a stop, wait for a step that is logged: the trainer forgets what it has not logged.
         """
         step = self.n_before + state.global_step
         self.bar.update()
@@ -146,10 +165,12 @@ class Course(TrainerCallback):
         if self.checkpoint_every and not ends and control.should_log:
             passed = step // self.checkpoint_every > self._kept // self.checkpoint_every
             control.should_save = passed or state.global_step == state.max_steps - 1
+        if self.monitor and self.monitor.stopping and not ends and control.should_log:
+            control.should_save = control.should_training_stop = self._stopped = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Make the trainer's checkpoint, to which techniques have added their own state, one of the run."""
-        if not self.checkpoint_every:
+        if not (self.checkpoint_every or self._stopped):
             return  # the trainer was asked for it
         self._kept = self.n_before + state.global_step
         known: dict[str, Any] = {

@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from workbench.geometry.frame import frame_coordinates
 
 
 class Measurements:
@@ -20,7 +23,7 @@ class Measurements:
         self.history: list[dict[str, float]] = []
         self._pending: list[Mapping[str, float]] = []  # what has not been logged
         self._names: list[str] = []
-        self._blocks: dict[str, list[Tensor]] = {"leakage": [], "removed_energy": []}  # each (n_blocks,) a step
+        self._blocks: dict[str, list[Tensor]] = {}  # each (n_blocks,) a step
 
     @property
     def n_steps(self) -> int:
@@ -29,21 +32,21 @@ class Measurements:
 
     @property
     def by_block(self) -> list[dict[str, Any]]:
-        """``step``, ``block``, ``leakage`` and ``removed_energy`` of every block at every step."""
-        steps = zip(self.history, *self._blocks.values(), strict=True)
+        """``step``, ``block`` and what `block_measures` names, of every block at every step."""
+        columns = {key: torch.stack(values).tolist() for key, values in self._blocks.items()}
         return [
-            {"step": row["step"], "block": block, "leakage": leakage, "removed_energy": removed}
-            for row, leaked, energies in steps
-            for block, leakage, removed in zip(self._names, leaked.tolist(), energies.tolist(), strict=True)
+            {"step": row["step"], "block": block, **{key: values[i][j] for key, values in columns.items()}}
+            for i, row in enumerate(self.history)
+            for j, block in enumerate(self._names)
         ]
 
     def note(self, step: int, metrics: Mapping[str, float], names: Sequence[str], **by_block: Tensor) -> None:
-        """Keep what a step showed: of the whole, and ``leakage`` and ``removed_energy`` of each block."""
+        """Keep what a step showed: of the whole, and of each block, the same at all steps; (n_blocks,) each."""
         self.history.append({"step": step, **metrics})
         self._pending.append(metrics)
         self._names = list(names)
         for key, values in by_block.items():
-            self._blocks[key].append(values.float())
+            self._blocks.setdefault(key, []).append(values.float())
 
     def add_to(self, logs: dict[str, Any], state: Any) -> None:
         """Add the means since the last log, of what was measured, to a trainer's logs of a training step."""
@@ -56,6 +59,14 @@ class Measurements:
                 state.log_history[-1][key] = logs[key]
         self._pending = []
 
+    def write_blocks(self, file: Path) -> None:
+        """Write `by_block` as a table, numbers in float32; nothing where nothing was measured."""
+        import pandas as pd
+
+        if rows := self.by_block:
+            table = pd.DataFrame(rows).astype({"block": "category"} | dict.fromkeys(self._blocks, "float32"))
+            table.to_parquet(file)
+
     def state_dict(self) -> dict[str, Any]:
         """Everything, in JSON's types and tensors."""
         blocks = {key: torch.stack(values) for key, values in self._blocks.items() if values}
@@ -64,4 +75,26 @@ class Measurements:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
         self.history, self._pending, self._names = state["history"], state["pending"], state["names"]
-        self._blocks |= {key: list(values) for key, values in state["blocks"].items()}
+        self._blocks = {key: list(values) for key, values in state["blocks"].items()}
+
+
+def block_measures(subspace: Any, gradient: Any, projected: Any, step: Any, realised: Any) -> dict[str, Tensor]:
+    """What is kept of every block at a step, each (n_blocks,).
+
+    Args:
+        subspace: The basis in which all were read.
+        gradient: The reading of the gradient before any projection.
+        projected: Of what was projected: the gradient, or the optimizer's step.
+        step: Of the optimizer's step.
+        realised: Of what became of it.
+
+    Returns:
+        ``leakage`` of the realised step; ``removed_energy`` of what was projected; ``gradient_energy``; and where the
+        steps lie, at unit length, in the `frame_coordinates` of the gradient: ``step_u1``, ``step_u2``,
+        ``realised_u1``, ``realised_u2``.
+    """
+    energies = {"removed_energy": projected.energy.shares, "gradient_energy": gradient.energy.shares}
+    places = {"step": frame_coordinates(subspace, gradient, step)}
+    places["realised"] = places["step"] if realised is step else frame_coordinates(subspace, gradient, realised)
+    frames = {f"{name}_u{i}": u for name, place in places.items() for i, u in enumerate(place, 1)}
+    return {"leakage": realised.energy.shares.sqrt(), **energies, **frames}

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import CallbackHandler
 
-from workbench.alignment.measuring import Measurements
+from workbench.alignment.measuring import Measurements, block_measures
 from workbench.alignment.metric import loss_scale_of, optimizer_metric
 from workbench.alignment.references import ReferenceRows, share_out
 from workbench.alignment.refreshing import DriftRefresh, Refresh, RidingRefresh, RollingRefresh
@@ -33,6 +33,7 @@ from workbench.geometry.kernels import Difference
 from workbench.geometry.sharding import shard_reducer
 from workbench.geometry.subspace import Reading, Scope, Subspace, When
 from workbench.models import trained_parameters
+from workbench.study.runs import Run
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -67,8 +68,8 @@ class GradientProjection(TrainerCallback, Technique):
     ``conflict_rate``, the share of domains and blocks whose reference loss what was projected would raise; ``drift``,
     the share of fresh reference gradients' energy that the outgoing basis misses (NaN where none was measured);
     ``refresh_seconds``; and with `restore` ``restore_size`` and, for each domain, ``violation/…`` in nats. Their means
-    over the steps since the last log join the trainer's own metrics. ``block_history`` holds leakage and removed energy
-    of each block.
+    over the steps since the last log join the trainer's own metrics. ``block_history`` holds leakage and energies of
+    each block, and where the step lies in the frame of the gradient: see `block_measures`.
 
     Example:
         ``SFTTrainer(..., callbacks=[GradientProjection(references, rank=4, side="update", refresh=10)])``
@@ -231,8 +232,12 @@ class GradientProjection(TrainerCallback, Technique):
 
     @property
     def block_history(self) -> list[dict[str, Any]]:
-        """``step``, ``block``, ``leakage`` and ``removed_energy`` of every block at every step."""
+        """``step``, ``block`` and what `block_measures` names, of every block at every step."""
         return self._measured.by_block
+
+    def keep(self, run: Run) -> None:
+        """Write `block_history` as ``blocks.parquet``."""
+        self._measured.write_blocks(run.file("blocks.parquet"))
 
     # --- the trainer's events, in the order of one optimizer step -----------------------------------------------------
 
@@ -433,8 +438,8 @@ class GradientProjection(TrainerCallback, Technique):
             "refresh_seconds": self._refresh.seconds,
             **restored,
         }
-        shares = {"leakage": realised.energy.shares.sqrt(), "removed_energy": projected.energy.shares}
-        self._measured.note(step, metrics, self.subspace.names, **shares)
+        by_block = block_measures(self.subspace, self._gradient, projected, raw, realised)
+        self._measured.note(step, metrics, self.subspace.names, **by_block)
 
 
 def _gradients_needed(rank: Rank, n_domains: int) -> int:

@@ -1,7 +1,8 @@
 """One training stage: what is minimised on which rows, and the trainer that does it."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,7 +136,7 @@ def train(
         trainer = build_trainer(stage.objective, model, tokenizer, data, [*callbacks, course], **arguments)
         trainer.remove_callback(PrinterCallback)
         try:
-            with fitting_threads(model):
+            with fitting_threads(model), _quiet_about_ties(model):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
             for technique in techniques:
@@ -147,3 +148,20 @@ def train(
         with suppress(OSError):  # keeps checkpoints, goes where none were asked for
             folder.rmdir()
             folder.parent.rmdir()
+
+
+@contextmanager
+def _quiet_about_ties(model: Any) -> Iterator[None]:
+    """No warning that a checkpoint lacks weights which are another name of weights that it has."""
+    tied = [*(getattr(model, "_tied_weights_keys", None) or ())]
+    known = f"There were missing keys in the checkpoint model loaded: {tied}."
+    log = logging.getLogger("transformers.trainer")
+
+    def tells_more(record: logging.LogRecord) -> bool:
+        return record.getMessage() != known
+
+    log.addFilter(tells_more)
+    try:
+        yield
+    finally:
+        log.removeFilter(tells_more)

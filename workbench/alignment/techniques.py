@@ -10,6 +10,7 @@ from torch import Tensor
 
 from workbench.corpora.columns import as_group
 from workbench.models import trained_parameters
+from workbench.study.runs import Run
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -67,6 +68,9 @@ class Technique:
     def report(self) -> dict[str, Any]:
         """What it found out in the run, for the record."""
         return {}
+
+    def keep(self, run: Run) -> None:
+        """Write what it measured in detail into the folder of a run that is about to be complete."""
 
 
 class Replay(Technique):

@@ -1,6 +1,7 @@
 """Fewer bars: those of libraries would bury the one that matters."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -28,6 +29,8 @@ def quiet_transformers(quiet: bool = True) -> Iterator[None]:
     """No bars over local weights, which are read in a moment; a download keeps its own."""
     from transformers.utils import logging
 
+    # TRL asks a model by an older name at every stage; no notebook can do anything about it.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     shown = logging.is_progress_bar_enabled()
     if quiet:
         logging.disable_progress_bar()

@@ -159,6 +159,11 @@ class ActivationSubspace:
             raise ValueError('A null space of activations is kept in the Euclidean metric alone: take side="update".')
         return tuple(self._reading(vector) for vector in vectors)
 
+    def inner(self, one: ActivationReading, other: ActivationReading) -> Tensor:
+        """The inner product of what two vectors have inside, block by block; (n_blocks,)."""
+        pairs = zip(one.coefficients, other.coefficients, strict=True)
+        return torch.stack([(x * y).sum(dtype=torch.float64) for x, y in pairs]).cpu()
+
     def energy(self, vectors: Mapping[str, Vector]) -> Energy:
         """The squared length of a vector inside the subspace and in all, block by block."""
         return self.read(vectors)[0].energy

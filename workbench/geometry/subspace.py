@@ -283,9 +283,21 @@ class Subspace:
 
         cos θᵢ = σᵢ(UᵀV) (Björck & Golub 1973); (min(r, s),) each, in float64.
         """
+        return {name: torch.linalg.svdvals(cross).clamp(0, 1) for name, cross in self.cross(other).items()}
+
+    def cross(self, other: "Subspace") -> dict[str, Tensor]:
+        """UᵀV of every block, in orthonormal bases of which the first k vectors span the first k rows; (r, s), float64.
+
+        Raises:
+            ValueError: The blocks differ.
+        """
         if {k: b.parameters for k, b in self.blocks.items()} != {k: b.parameters for k, b in other.blocks.items()}:
             raise ValueError("Both subspaces must have the same blocks of the same parameters: fit them in one scope.")
-        return {name: _cosines(block, other.blocks[name], self.reduce) for name, block in self.blocks.items()}
+        return {name: _cross(block, other.blocks[name], self.reduce) for name, block in self.blocks.items()}
+
+    def inner(self, one: Reading, other: Reading) -> Tensor:
+        """⟨Uᵀx, Uᵀy⟩ of what two vectors have inside, block by block; (n_blocks,)."""
+        return self._inner(one.dots, other.dots)
 
     # --- keeping out ----------------------------------------------------------------------------------------------
 
@@ -398,8 +410,10 @@ class Subspace:
     # --- parts ----------------------------------------------------------------------------------------------------
 
     def _reading(self, dots: Tensor, total: Tensor, grams: Tensor) -> Reading:
-        inside = (dots[:, None] @ self._inverse_grams @ dots[..., None]).flatten()
-        return Reading(dots, total, grams, Energy(inside, total))
+        return Reading(dots, total, grams, Energy(self._inner(dots, dots), total))
+
+    def _inner(self, one: Tensor, other: Tensor) -> Tensor:
+        return (one[:, None] @ self._inverse_grams @ other[..., None]).flatten()
 
     @cached_property
     def _inverse_grams(self) -> Tensor:
@@ -419,10 +433,10 @@ def group_parameters(names: Iterable[str], scope: Scope) -> dict[str, list[str]]
     return groups
 
 
-def _cosines(one: Block, other: Block, reduce: Reduce | None) -> Tensor:
+def _cross(one: Block, other: Block, reduce: Reduce | None) -> Tensor:
     cross = torch.stack([cross_gram(part, other.parts[name]) for name, part in one.parts.items()]).sum(0)
     cross = (reduce(cross) if reduce else cross).cpu()[: one.rank, : other.rank]
-    return torch.linalg.svdvals(_whitener(one) @ cross @ _whitener(other).T).clamp(0, 1)
+    return _whitener(one) @ cross @ _whitener(other).T
 
 
 def _whitener(block: Block) -> Tensor:

@@ -45,15 +45,16 @@ def differences(first: Run, second: Run, *, tolerance: float = 0.0) -> list[str]
     return [
         f"{name}: {one.get(name, _ABSENT)!r} and {two.get(name, _ABSENT)!r}"
         for name in dict.fromkeys([*one, *two])
-        if not _same(one.get(name, _ABSENT), two.get(name, _ABSENT), tolerance)
+        if not same(one.get(name, _ABSENT), two.get(name, _ABSENT), tolerance)
     ]
 
 
-def _same(a: Any, b: Any, tolerance: float) -> bool:
+def same(a: Any, b: Any, tolerance: float = 0.0) -> bool:
+    """Whether two values of a record are the same: nan is nan, and numbers may differ by the tolerance."""
     if isinstance(a, float | int) and isinstance(b, float | int):
         return a == b or (math.isnan(a) and math.isnan(b)) or math.isclose(a, b, rel_tol=tolerance, abs_tol=tolerance)
     if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return a.keys() == b.keys() and all(_same(a[key], b[key], tolerance) for key in a)
+        return a.keys() == b.keys() and all(same(a[key], b[key], tolerance) for key in a)
     if isinstance(a, Sequence) and isinstance(b, Sequence) and not isinstance(a, str):
-        return len(a) == len(b) and all(_same(x, y, tolerance) for x, y in zip(a, b, strict=True))
+        return len(a) == len(b) and all(same(x, y, tolerance) for x, y in zip(a, b, strict=True))
     return a == b

@@ -240,7 +240,7 @@ class Run:
         if kind is None:
             self.finish()
         elif issubclass(kind, KeyboardInterrupt):
-            self.finish("interrupted")
+            self.finish("interrupted", error=str(raised) or None)
         else:
             self.finish("failed", error=f"{kind.__name__}: {raised}")
 

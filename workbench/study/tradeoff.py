@@ -20,7 +20,17 @@ from .bounds import meets
 from .comparing import base_share, holm, paired_comparisons, paired_difference, paired_differences, sign_flip_p
 from .costs import alignment_tax, retention, retentions, tax_per_safety_gain
 from .fronts import dominance_probability, front_probability, hypervolume, hypervolumes, pareto_set
-from .statistics import Interval, interval, over_bases, require, share_interval, student_p, student_t, summarise
+from .statistics import (
+    Interval,
+    interval,
+    over_bases,
+    readable,
+    require,
+    share_interval,
+    student_p,
+    student_t,
+    summarise,
+)
 
 __all__ = [
     "Area",
@@ -48,6 +58,7 @@ __all__ = [
     "paired_difference",
     "paired_differences",
     "pareto_set",
+    "readable",
     "retention",
     "retentions",
     "share_interval",
