@@ -1,6 +1,6 @@
 """A notebook-first workbench for the alignment tax: what a language model loses in ability when it is made safe.
 
-The names below follow the work: text in, model, geometry, alignment, evaluation, study, views.
+The names below follow the work: text in, model, geometry, alignment, evaluation, study, views; and the course.
 Heavy libraries are imported when a name that needs them is first used.
 """
 
@@ -41,6 +41,7 @@ _HOME = {
     "KLToBase": "alignment.kl",
     "Merge": "alignment.merging",
     "Freeze": "alignment.freezing",
+    "Mixup": "alignment.mixup",
     "LoRA": "alignment.lora",
     "EWC": "alignment.ewc",
     "GradientSurgery": "alignment.surgery",
@@ -62,8 +63,10 @@ _HOME = {
     "export_script": "study.script",
     "sweep": "study.sweep",
     "load_sweep": "study.points",
+    # the course
+    "check": "course.checking",
 }
-_ROOMS = ("alignment", "corpora", "evaluation", "geometry", "models", "study", "views")
+_ROOMS = ("alignment", "corpora", "course", "evaluation", "geometry", "models", "study", "views")
 
 __all__ = [*_HOME, "views"]
 

@@ -24,9 +24,6 @@ function plotly(model) {
   return globalThis[SHELF];
 }
 
-const preference = matchMedia("(prefers-color-scheme: dark)");
-const dark = () => ({ true: false, false: true })[document.body.dataset.jpThemeLight] ?? preference.matches;
-
 // The points that stand for something, in the order of the figure: those with customdata.
 function* choices(box) {
   for (const [curveNumber, trace] of box.data.entries()) {
@@ -41,23 +38,55 @@ function render({ model, el }) {
   box.tabIndex = 0;
   box.setAttribute("role", "img");
   el.append(box);
-  let Plotly, place = -1, gone = false;
+  let Plotly, place = -1, gone = false, shapes = [], own = 0, seen = {};
+
+  function toned(text) {
+    if (dark()) for (const [light, other] of model.get("_tones")) text = text.replaceAll(`"${light}"`, `"${other}"`);
+    return JSON.parse(text);
+  }
+
+  const drawn = (started) => {
+    box.dataset.redrawMs = (performance.now() - started).toFixed(1);
+    box.dataset.drawn = Number(box.dataset.drawn ?? 0) + 1;
+  };
 
   async function draw() {
     if (!Plotly || gone) return;
     const started = performance.now();
-    let text = model.get("_json");
-    if (dark()) for (const [light, other] of model.get("_tones")) text = text.replaceAll(`"${light}"`, `"${other}"`);
-    const { data, layout } = JSON.parse(text);
+    seen = { text: model.get("_json"), over: model.get("over") };
+    const { data, layout } = toned(seen.text);
+    own = data.length;
+    data.push(...toned(JSON.stringify(seen.over)));
+    shapes = layout.shapes ?? [];
+    layout.shapes = [...shapes, ...toned(JSON.stringify(model.get("marks")))];
     box.style.height = `${layout.height ?? 450}px`;
     box.setAttribute("aria-label", model.get("description"));
     await Plotly.react(box, data, { ...layout, width: undefined, autosize: true }, { responsive: true, ...model.get("_config") });
-    box.dataset.redrawMs = (performance.now() - started).toFixed(1);
-    box.dataset.drawn = Number(box.dataset.drawn ?? 0) + 1;
+    drawn(started);
   }
 
-  function choose(curve, point) {
-    const chosen = box.data[curve].customdata?.[point];
+  // Of traces that have changed all else can be left as it is drawn, which takes a third of the time.
+  async function lift() {
+    const over = model.get("over");
+    if (!Plotly || gone || !box.data || model.get("_json") !== seen.text || over === seen.over) return; // drawn whole
+    if (over.length !== seen.over.length) return draw();
+    const started = performance.now();
+    seen.over = over;
+    const at_once = { mode: "immediate", transition: { duration: 0 }, frame: { duration: 0, redraw: false } };
+    const traces = over.map((_, number) => own + number);
+    await Plotly.animate(box, { data: toned(JSON.stringify(over)), traces }, at_once).catch(() => {}); // overtaken by the next
+    drawn(started);
+  }
+
+  async function mark() {
+    if (!Plotly || gone || !box.data) return;
+    const started = performance.now();
+    await Plotly.relayout(box, { shapes: [...shapes, ...toned(JSON.stringify(model.get("marks")))] });
+    drawn(started);
+  }
+
+  function choose(curve, point, place = undefined) {
+    const chosen = box.data[curve].customdata?.[point] ?? place;
     if (chosen === undefined) return;
     model.set("chosen", { value: chosen, times: (model.get("chosen")?.times ?? 0) + 1 });
     model.save_changes();
@@ -80,21 +109,23 @@ function render({ model, el }) {
     async (loaded) => {
       Plotly = loaded;
       await draw();
-      if (!gone) box.on("plotly_click", ({ points: [point] }) => choose(point.curveNumber, point.pointNumber));
+      const cell = ({ data, x, y }) => (data.type === "heatmap" ? [y, x] : undefined);
+      if (!gone) box.on("plotly_click", ({ points: [point] }) => choose(point.curveNumber, point.pointNumber, cell(point)));
     },
     (error) => (box.textContent = `This plot needs its kernel: run the cell again. (${error.message})`),
   );
-  const page = new MutationObserver(draw);
-  page.observe(document.body, { attributeFilter: ["data-jp-theme-light"] });
-  preference.addEventListener("change", draw);
+  const stop = onTone(draw);
   model.on("change:_json", draw);
+  model.on("change:marks", mark);
+  model.on("change:over", lift);
   box.addEventListener("keydown", key);
 
   return () => {
     gone = true;
-    page.disconnect();
-    preference.removeEventListener("change", draw);
+    stop();
     model.off("change:_json", draw);
+    model.off("change:marks", mark);
+    model.off("change:over", lift);
     Plotly?.purge(box);
   };
 }

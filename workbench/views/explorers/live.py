@@ -32,6 +32,11 @@ ONE_OF_TWO = (
 )
 
 
+def script(*names: str) -> str:
+    """Files that lie beside this one, as one script or style sheet of a widget."""
+    return "\n".join(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in names)
+
+
 class PlotlyLibrary(ipywidgets.Widget):
     """plotly.js, packed by gzip, once for all plots of a kernel; it has no view of its own."""
 
@@ -49,21 +54,29 @@ class PlotlyLibrary(ipywidgets.Widget):
 class LivePlot(anywidget.AnyWidget):
     """A plotly figure that is drawn again whenever another is assigned to `figure`.
 
+    Where every millisecond counts, assign a figure as plain data, `{"data": [...], "layout": {...}}`: to make, compare
+    and write a `plotly.graph_objects.Figure` of twenty traces takes ten times as long.
+
+    `marks` are shapes, as plotly's layout holds them, and `over` traces, as plain data, that lie over the figure's own
+    and are moved without the figure being drawn again. Set figure and `over` within `hold_sync()` to draw once.
+
     A click on a point that carries `customdata`, or the arrow keys and Enter, put that value into `chosen`, as
-    `{"value": customdata, "times": how often a point was chosen}`. The plot takes the tones of the page, light or dark;
-    `description` is read aloud in its place.
+    `{"value": customdata, "times": how often a point was chosen}`; a click on a cell of a heat map puts its names of
+    row and column there. The plot takes the tones of the page, light or dark; `description` is read aloud in its place.
     """
 
-    _esm = Path(__file__).with_name("live.js")
+    _esm = script("page.js", "live.js")
     _json = traitlets.Unicode("{}").tag(sync=True)
     _library = traitlets.Instance(PlotlyLibrary).tag(sync=True, **ipywidgets.widget_serialization)
     _tones = traitlets.List([[tone["light"], tone["dark"]] for tone in (INK, PAGE, GRID)]).tag(sync=True)
     _config = traitlets.Dict(CONFIG).tag(sync=True)
     description = traitlets.Unicode("plot").tag(sync=True)
+    marks: traitlets.List[Any] = traitlets.List().tag(sync=True)
+    over: traitlets.List[Any] = traitlets.List().tag(sync=True)
     chosen = traitlets.Dict(allow_none=True, default_value=None).tag(sync=True)
-    figure = traitlets.Instance(go.Figure)
+    figure = traitlets.Union([traitlets.Instance(go.Figure), traitlets.Dict()])
 
-    def __init__(self, figure: go.Figure, **traits: Any) -> None:
+    def __init__(self, figure: go.Figure | dict[str, Any], **traits: Any) -> None:
         """Show a figure; further traits are those of any widget."""
         # All of the state travels with the opening of the widget: a plot that is filled later may be drawn empty.
         json = str(pio.to_json(figure, validate=False))
@@ -102,11 +115,17 @@ class Explorer(ipywidgets.VBox):
         name = type(self).__name__
         view = self._repr_mimebundle_()[VIEW]
         display({VIEW: view, "text/plain": f"{name}: live while its kernel runs"}, raw=True)
+        if shown := self._picture():
+            display(shown, raw=True)
+
+    def _picture(self) -> dict[str, str] | None:
+        """The picture of `still` as an output, or None where no browser can draw it."""
         drawn = picture(self.still(), scale=1)
-        if drawn:
-            png = base64.b64encode(drawn).decode()
-            image = f'<style>{ONE_OF_TWO}</style><img class="{STILL}" alt="{name}" src="data:image/png;base64,{png}">'
-            display({"text/html": image, "image/png": png, "text/plain": f"{name}, a picture"}, raw=True)
+        if drawn is None:
+            return None
+        name, png = type(self).__name__, base64.b64encode(drawn).decode()
+        image = f'<style>{ONE_OF_TWO}</style><img class="{STILL}" alt="{name}" src="data:image/png;base64,{png}">'
+        return {"text/html": image, "image/png": png, "text/plain": f"{name}, a picture"}
 
 
 def _parts(box: ipywidgets.Box) -> Iterator[ipywidgets.Widget]:
