@@ -1,0 +1,1 @@
+"""The course that the notebooks are: its exercises, and the check of an answer."""
