@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 FIND_BROWSER = import sys; from workbench.views import find_browser; sys.exit(find_browser() is None)
 
-.PHONY: tour test lab study contrast techniques bench base
+.PHONY: tour test browser lab gallery study contrast techniques bench base
 
 tour: $(STAMP)  # the whole story, headless, in two minutes
 	$(BIN)/python -m workbench run notebooks/00_tour.ipynb
@@ -16,8 +16,14 @@ test: $(STAMP)  # lint, types and tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
+browser: $(STAMP)  # every notebook and explorer in JupyterLab, in a real browser; pictures in runs/browser
+	$(BIN)/python -m pytest tests/browser -m ''
+
 lab: $(STAMP)  # the notebooks in JupyterLab
-	$(BIN)/jupyter lab notebooks/
+	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
+
+gallery: $(STAMP)  # docs/gallery: what every notebook draws with its defaults, twenty minutes; finished runs are used again
+	$(BIN)/python docs/gallery.py
 
 study: $(STAMP)  # the table of docs/large_rate.md: 9 techniques x 5 bases x 5 seeds
 	$(BIN)/python -m workbench run notebooks/07_safety_utility_curves.ipynb -p n_bases 5 -p n_seeds 5

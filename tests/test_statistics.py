@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.study.comparing import base_share, paired_differences
+from workbench.study.statistics import over_bases, units
 from workbench.study.tradeoff import (
     holm,
     interval,
@@ -34,6 +35,17 @@ def test_student_p_is_scipys(t, dof):
 def test_student_t_and_p_undo_each_other(level, dof):
     assert student_t(level, dof) == pytest.approx(scipy.stats.t.ppf((1 + level) / 2, dof), rel=1e-6)
     assert student_p(student_t(level, dof), dof) == pytest.approx(1 - level, abs=1e-9)
+
+
+# units
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("xyz"), st.floats(0, 1)), min_size=1, max_size=20))
+def test_units_of_groups_are_the_bases_of_each_group_by_itself(rows):
+    runs = pd.DataFrame(rows, columns=["label", "model", "utility"])
+    found = dict([*units(runs, ["utility"], ["label"]).groupby("label")["utility"]])
+    for label, members in runs.groupby("label"):
+        np.testing.assert_allclose(found[label], over_bases(members, ["utility"])["utility"], atol=1e-12)
 
 
 # shares

@@ -1,0 +1,1 @@
+"""Tests in a real browser: see `lab.py` for what they are written with."""
