@@ -30,7 +30,7 @@ SAFETY = {
     "LoRA, update projection": "lora+update_projection", "update projection, merged": "update_projection+merge",
     "replay, frozen": "frozen+replay", "replay, noise": "replay", "replay, frozen, noise": "frozen+replay",
     "attention alone, replay": "frozen+replay", "attention alone, replay, noise": "frozen+replay",
-    "LoRA, replay, noise": "lora+replay",
+    "attention alone, mixup, replay": "frozen+mixup+replay", "LoRA, replay, noise": "lora+replay",
 }  # fmt: skip
 ARMS = (
     "cross-entropy", "cross-entropy + KL", "filtered data", "filtered data + KL", "CDA", "SentenceDebias, by group",

@@ -35,6 +35,7 @@ FAMILIES = {
     "gem": Family(_CONFLICT, r"\bgem\b", "-open"),
     "gradient_projection": Family("#D83910", r"(?<!no )(?<!without )proj|ogpsa|gradient side"),
     "null_space": Family("#955481", r"null ?space|\bgpm\b|nspo|activation"),
+    "mixup": Family("#089123", r"mix.?up"),
     "replay": Family("#BB77BF", r"replay|mixing"),
     "sentence_debias": Family("#A44B00", r"sentence ?debias"),
     "printed": Family("#FC3A8D", r"\bprinted"),
