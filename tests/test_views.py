@@ -379,6 +379,13 @@ def test_markup_in_labels_is_escaped_in_every_figure(table):
 
 
 @needs_browser
+def test_texts_with_characters_that_xml_forbids_are_drawn():
+    told = theme.safe("nul\0, bell\a, none\ufffe; tab\t, ç, 👩")
+    assert told == "nul\ufffd, bell\ufffd, none\ufffd; tab\t, ç, 👩"
+    assert images.picture(go.Figure(go.Scatter(x=[1], y=[1], text=[told], mode="text")), 1)
+
+
+@needs_browser
 def test_a_png_has_the_size_of_the_figure_and_no_browser_is_left(tmp_path):
     mark = uuid.uuid4().hex
     code = (

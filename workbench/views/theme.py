@@ -6,6 +6,7 @@ both; what techniques look like is in `palette`.
 
 import functools
 import html
+import re
 import textwrap
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ GRID = {"light": "#E7E9EC", "dark": "#2C323A"}
 NEUTRAL = "#808489"  # lines that belong to no technique, readable on both pages
 FONT = "Inter, 'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', sans-serif"
 
+FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # in XML 1.0
 
 CONFIG = {"displaylogo": False, "showSendToCloud": False}  # plotly offers to upload a chart unless told not to
 
@@ -45,8 +47,11 @@ SIZES = {"page": Size(), "slide": Size(960, 540, 1.1), "column": Size(340, None,
 
 
 def safe(value: object) -> str:
-    """Text for a figure: plotly renders a little html in names and hovers, so markup from data is escaped."""
-    return html.escape(str(value), quote=False)
+    """Text for a figure: plotly renders a little html in names and hovers, so markup from data is escaped.
+
+    Characters that XML forbids, as an untrained model may write them, stop plotly from drawing a picture at all.
+    """
+    return html.escape(FORBIDDEN.sub("\ufffd", str(value)), quote=False)
 
 
 def wrapped(value: object, width: int = 36) -> str:
