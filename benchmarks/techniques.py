@@ -43,6 +43,9 @@ ARMS = {
     "attention alone, replay, noise": Arm(
         lambda r: [wb.Freeze(["*embed*", "*mlp*"]), wb.Replay(r, share=0.65)], {"neftune_noise_alpha": 4.0}
     ),
+    "attention alone, mixup, replay": Arm(
+        lambda r: [wb.Freeze(["*embed*", "*mlp*"]), wb.Mixup(r, noise=4.0), wb.Replay(r, share=0.8)]
+    ),
 }
 
 

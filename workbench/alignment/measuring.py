@@ -65,7 +65,9 @@ class Measurements:
 
         if rows := self.by_block:
             table = pd.DataFrame(rows).astype({"block": "category"} | dict.fromkeys(self._blocks, "float32"))
-            table.to_parquet(file)
+            partial = file.with_name(file.name + ".partial")
+            table.to_parquet(partial)
+            partial.replace(file)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, in JSON's types and tensors."""
