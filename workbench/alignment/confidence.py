@@ -4,13 +4,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
 
-from workbench.alignment.measuring import Measurements
+from workbench.alignment.measuring import Listening
 from workbench.alignment.techniques import Technique
 
 
-class ConfidenceWeighting(TrainerCallback, Technique):
+class ConfidenceWeighting(Listening, Technique):
     """Each row's gradient times its weight, so that rows that the model finds unlikely make no outsized updates.
 
     The idea of ConSFT (2605.08879): scale each sample's learning signal by the model's confidence; no references. Its
@@ -40,11 +39,9 @@ class ConfidenceWeighting(TrainerCallback, Technique):
         """Check and keep the settings."""
         if power < 0:
             raise ValueError(f"power must not be negative, got {power}.")
+        super().__init__()
         self.power, self.normalise = power, normalise
-        self.measurements = Measurements()
-        self._seen: list[Tensor] = []  # this step's confidences
         self._pairs = False
-        self._hook: Any = None
 
     def parameters(self) -> dict[str, Any]:
         """The settings, for a record."""
@@ -74,20 +71,6 @@ class ConfidenceWeighting(TrainerCallback, Technique):
             )
         self.measurements.note(state.global_step + 1, {"confidence": torch.cat(self._seen).mean().item()}, [])
         self._seen = []
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Add the mean confidence to the trainer's metrics."""
-        self.measurements.add_to(logs, state)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Leave the model as it was found."""
-        self.close()
-
-    def close(self) -> None:
-        """Leave the model as it was found, also when training was interrupted."""
-        if self._hook is not None:
-            self._hook.remove()
-        self._hook, self._seen = None, []
 
     def _listen(self, model: torch.nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         """Weigh the gradients of the token log-probabilities, of which TRL makes its losses and nothing else does."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import TrainerCallback
 
 from workbench.geometry.frame import frame_coordinates
 
@@ -78,6 +79,34 @@ class Measurements:
         """Go on where `state_dict` was taken."""
         self.history, self._pending, self._names = state["history"], state["pending"], state["names"]
         self._blocks = {key: list(values) for key, values in state["blocks"].items()}
+
+
+class Listening(TrainerCallback):
+    """A callback with one hook in the model, which is there while it trains, and with measurements of what it hears.
+
+    Attributes:
+        measurements: What joins the trainer's own metrics.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is heard yet."""
+        self.measurements = Measurements()
+        self._seen: list[Any] = []  # since the last step
+        self._hook: Any = None
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Add the measurements to the trainer's metrics."""
+        self.measurements.add_to(logs, state)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Leave the model as it was found."""
+        self.close()
+
+    def close(self) -> None:
+        """Leave the model as it was found, also when training was interrupted."""
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook, self._seen = None, []
 
 
 def block_measures(subspace: Any, gradient: Any, projected: Any, step: Any, realised: Any) -> dict[str, Tensor]:

@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
 
-from workbench.alignment.measuring import Measurements
+from workbench.alignment.measuring import Listening
 from workbench.alignment.techniques import Technique
 from workbench.corpora.encoding import encode_prompts
 from workbench.models import is_sharded
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 Prompt = tuple[int, ...]
 
 
-class Mixup(TrainerCallback, Technique):
+class Mixup(Listening, Technique):
     """Embeddings of a prompt are moved towards those of a look-alike of the other kind, and the answer stays its own.
 
     There are two kinds of prompts: those of the references, which are answered, and all others of the training set,
@@ -64,12 +63,10 @@ class Mixup(TrainerCallback, Technique):
             raise ValueError(f"limit must lie in (0, 0.5] and overlap in (0, 1), got {limit} and {overlap}.")
         if not noise >= 0:
             raise ValueError(f"noise is NEFTune's α, 0 or more, got {noise}.")
+        super().__init__()
         self.references, self.limit, self.overlap, self.noise = dict(references), limit, overlap, noise
         self.lookalikes: dict[Prompt, Tensor] = {}  # of every prompt that has some, (n, tokens)
-        self.measurements = Measurements()
         self._trained: list[Any] = []
-        self._seen: list[bool] = []  # of this step's rows, whether they were mixed
-        self._hook: Any = None
 
     def parameters(self) -> dict[str, Any]:
         """The settings, for a record."""
@@ -101,20 +98,6 @@ class Mixup(TrainerCallback, Technique):
         """Note how many rows were mixed."""
         self.measurements.note(state.global_step + 1, {"mixed": sum(self._seen) / max(len(self._seen), 1)}, [])
         self._seen = []
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Add the share to the trainer's metrics."""
-        self.measurements.add_to(logs, state)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Leave the model as it was found."""
-        self.close()
-
-    def close(self) -> None:
-        """Leave the model as it was found, also when training was interrupted."""
-        if self._hook is not None:
-            self._hook.remove()
-        self._hook, self._seen = None, []
 
     def report(self) -> dict[str, Any]:
         """How many prompts have look-alikes, for the record."""

@@ -101,6 +101,7 @@ class Explorer(ipywidgets.VBox):
 
     def still(self) -> go.Figure:
         """What the explorer shows now, as one figure."""
+        # Every explorer says it. Not an abstract method: the metaclass of widgets is none of abc's.
         raise NotImplementedError(f"{type(self).__name__} has no still figure: define still().")
 
     def close(self) -> None:
