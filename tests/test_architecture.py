@@ -21,7 +21,7 @@ ALLOWED = {
     "evaluation": {"corpora", "models"},
     "views": {"study", "geometry"},
     "alignment": {"corpora", "geometry", "study", "models", "evaluation"},
-    "course": {"corpora", "geometry", "study", "models", "evaluation", "alignment"},
+    "exercises": {"corpora", "geometry", "study", "models", "evaluation", "alignment"},
 }
 
 

@@ -64,9 +64,9 @@ _HOME = {
     "sweep": "study.sweep",
     "load_sweep": "study.points",
     # the course
-    "check": "course.checking",
+    "check": "exercises.checking",
 }
-_ROOMS = ("alignment", "corpora", "course", "evaluation", "geometry", "models", "study", "views")
+_ROOMS = ("alignment", "corpora", "exercises", "evaluation", "geometry", "models", "study", "views")
 
 __all__ = [*_HOME, "views"]
 

@@ -56,7 +56,7 @@ class Lab:
         self.page, self.folder, self.artifacts = page, folder, artifacts
         self.complaints: list[str] = []
         page.on("console", lambda said: self._hear(said.text) if said.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: self._hear(str(error)))
+        page.on("pageerror", lambda error: self._hear(error.stack or str(error)))
 
     def _hear(self, text: str) -> None:
         if not any(harmless in text for harmless in HARMLESS):
@@ -66,14 +66,19 @@ class Lab:
         """Open JupyterLab, in the light theme, and wait until it stands."""
         self.page.goto(address)
         self.page.wait_for_function("() => window.jupyterapp?.restored.then(() => true)")
-        self.page.wait_for_selector("#jupyterlab-splash", state="detached")
+        self._wait_for_splash()
         return self.theme("light")
 
     def theme(self, name: Literal["light", "dark"]) -> "Lab":
         """Change JupyterLab's theme."""
         self.page.evaluate("theme => jupyterapp.commands.execute('apputils:change-theme', {theme})", THEMES[name])
         self.page.wait_for_selector(f"body[data-jp-theme-name='{THEMES[name]}']", state="attached")
+        self._wait_for_splash()
         return self
+
+    def _wait_for_splash(self) -> None:
+        """JupyterLab takes its splash away twice, an error, where the theme changes again before it is gone."""
+        self.page.wait_for_selector("#jupyterlab-splash", state="detached")
 
     def open(self, name: str, **parameters: Any) -> "Notebook":
         """Open a copy of a shipped notebook, named by its stem, with other literals in its cell of parameters."""

@@ -10,7 +10,7 @@ The check is the cell's last line, one check a cell, and the answer is None as t
 run without a reader says "No answer yet" there and goes on. How the true answer is computed, why it is so, and what to
 say of likely slips is an `Exercise` (`answers.py`) in a table: `foundations.py` for the notebooks 00 to 05,
 `comparisons.py` for 06 to 10. A true answer is computed from library functions or by arithmetic, follows from exact
-facts and never from a training run, and no hint holds it. `tests/test_course.py` gives every exercise its answer,
+facts and never from a training run, and no hint holds it. `tests/test_exercises.py` gives every exercise its answer,
 derived in another way, and wrong ones.
 """
 
@@ -18,9 +18,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from workbench.course.answers import Exercise, Verdict
-from workbench.course.comparisons import COMPARISONS
-from workbench.course.foundations import FOUNDATIONS
+from workbench.exercises.answers import Exercise, Verdict
+from workbench.exercises.comparisons import COMPARISONS
+from workbench.exercises.foundations import FOUNDATIONS
 from workbench.study.execute import require_known
 
 EXERCISES: Mapping[str, Exercise] = {**FOUNDATIONS, **COMPARISONS}

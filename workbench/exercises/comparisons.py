@@ -8,8 +8,8 @@ import pandas as pd
 import torch
 
 from workbench.alignment.contrast import likelihood_contrast, printed_loss
-from workbench.course.answers import Exercise, Number, Numbers
 from workbench.evaluation.intervals import wilson
+from workbench.exercises.answers import Exercise, Number, Numbers
 from workbench.models import MODEL_SIZES
 from workbench.study.tradeoff import at_matched_safety, holm, interval, share_interval, sign_flip_p, student_t
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import workbench as wb
-from workbench.course.answers import Exercise, Number, Word, Words
-from workbench.course.checking import EXERCISES
+from workbench.exercises.answers import Exercise, Number, Word, Words
+from workbench.exercises.checking import EXERCISES
 
 ROOT = Path(wb.__file__).parents[1]
 NOTEBOOKS = {path.name[:2]: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from workbench.corpora.microworld import MicroWorld
-from workbench.course.answers import Exercise, Number, Numbers, Word, Words
+from workbench.exercises.answers import Exercise, Number, Numbers, Word, Words
 from workbench.geometry.gradients import ReferenceGradients
 from workbench.geometry.subspace import Scope, Subspace, group_parameters
 from workbench.models import build_model

@@ -1,1 +1,0 @@
-"""The course that the notebooks are: its exercises, and the check of an answer."""
