@@ -5,11 +5,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Error, sync_playwright
+from playwright.sync_api import Error
 
 from workbench.views import find_browser
 
-from .lab import DESKTOP, PATIENCE, Lab
+from .lab import Lab, chromium
 from .server import ROOT, serving
 
 
@@ -17,13 +17,8 @@ from .server import ROOT, serving
 def context():
     """A headless Chromium, the one that draws pictures; its pages share a cache."""
     browser = find_browser() or pytest.skip("needs Chrome or Chromium, a system package that is not installed")
-    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=browser, args=[*sandbox, "--enable-unsafe-swiftshader"])
-        context = chromium.new_context(viewport=DESKTOP)
-        context.set_default_timeout(PATIENCE)
+    with chromium(browser) as context:
         yield context
-        chromium.close()
 
 
 @pytest.fixture(scope="package")

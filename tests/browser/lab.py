@@ -21,6 +21,7 @@ timed. A test without a mark runs in `make test` too and so must be short; the o
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from typing import Any, Literal
 
 import nbformat
 from nbconvert.filters import strip_ansi
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import BrowserContext, Locator, Page, expect, sync_playwright
 
 SECONDS = 1000  # playwright counts in milliseconds
 PATIENCE = 120 * SECONDS  # with what must come some time, on a machine that does other things too
@@ -41,6 +42,18 @@ HARMLESS = ("GPU stall due to ReadPixels", "WebGL", "willReadFrequently", "favic
 PLOTLY = "application/vnd.plotly.v1+json"
 JSON = "__import__('json').dumps"
 expect.set_options(timeout=PATIENCE)
+
+
+@contextmanager
+def chromium(executable: str) -> Iterator[BrowserContext]:
+    """A headless Chromium whose pages share a cache."""
+    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=[*sandbox, "--enable-unsafe-swiftshader"])
+        context = browser.new_context(viewport=DESKTOP)
+        context.set_default_timeout(PATIENCE)
+        yield context
+        browser.close()
 
 
 class Lab:

@@ -46,6 +46,12 @@ def test_all_by_keyboard(lab):
     lab.page.keyboard.press("End")
     expect(shown).to_contain_text("3 of 10 runs match, 3 drawn.")
     assert notebook.value("explorer.technique") == ["replay"]
+    lab.page.keyboard.press("ArrowUp")  # which would be a command of the notebook, as would be "d", twice
+    lab.page.keyboard.type("dd")
+    expect(shown).not_to_contain_text("3 of 10 runs match")
+    assert notebook.value("explorer.technique") not in ([], ["replay"]) and notebook.cells.count() == 2
+    lab.page.keyboard.press("End")
+    expect(shown).to_contain_text("3 of 10 runs match, 3 drawn.")
     plot = shown.locator(".workbench-plot")
     for run in ("A", "B"):
         plot.focus()

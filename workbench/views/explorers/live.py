@@ -87,6 +87,12 @@ class LivePlot(anywidget.AnyWidget):
         self._json = str(pio.to_json(change["new"], validate=False))
 
 
+class Keys(anywidget.AnyWidget):
+    """Shows nothing, and keeps keys that are pressed in the explorer around it from being commands of the notebook."""
+
+    _esm = script("keys.js")
+
+
 class Explorer(ipywidgets.VBox):
     """Controls and live plots over plain data; the picture of `still` is shown where there is no kernel.
 
@@ -95,8 +101,8 @@ class Explorer(ipywidgets.VBox):
     """
 
     def __init__(self, children: Sequence[ipywidgets.Widget], **traits: Any) -> None:
-        """Stack the children; further traits are those of any box."""
-        super().__init__(children, **traits)
+        """Stack the children above what each explorer has; further traits are those of any box."""
+        super().__init__([*children, Keys(layout={"display": "none"})], **traits)
         self.add_class(EXPLORER)
 
     def still(self) -> go.Figure:
