@@ -31,6 +31,7 @@ def paired_differences(
         ValueError: No pair is shared, or a group ran more than once on one: filter the table first.
     """
     require(table, by, metric, *pair_on)
+    table = table[[*dict.fromkeys([by, *pair_on, metric])]]  # of hundreds of columns, which to index would cost
     one, other = (runs_by_pair(table, name, by, pair_on)[metric] for name in (a, b))
     shared = one.index.intersection(other.index, sort=True)
     if shared.empty:

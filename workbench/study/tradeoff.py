@@ -30,6 +30,7 @@ from .statistics import (
     student_p,
     student_t,
     summarise,
+    units,
 )
 
 __all__ = [
@@ -148,15 +149,18 @@ def matched_curve(
     seen = {name for way in table["trajectory"] for point in way for name in point}
     if missing := [name for name in columns if name not in seen]:
         raise ValueError(f"expected evaluations with {missing}, got {sorted(seen)}: evaluate while training.")
+    table = table[[name for name in dict.fromkeys([by, "model", "trajectory"]) if name in table]]
+    at = [by, "safety"]
+    read = pd.concat([matched_safety(table, float(safety), columns) for safety in levels], ignore_index=True)
+    of_level = units(read if "model" in read else read.assign(model=""), columns, at).groupby(at, dropna=False)
     rows = []
-    for safety in levels:
-        for name, runs in matched_safety(table, safety, columns).groupby(by, sort=False, dropna=False):
-            row = {by: name, "safety": float(safety), "runs": len(runs), "reached": float(runs["reached"].mean())}
-            units = over_bases(runs, columns)
-            for column in columns:
-                mean, low, high, n = interval(units[column], level)
-                row |= {column: mean, f"{column}.low": low, f"{column}.high": high, f"{column}.n": n}
-            rows.append(row)
+    for (name, safety), runs in read.groupby(at, sort=False, dropna=False):
+        row = {by: name, "safety": safety, "runs": len(runs), "reached": float(runs["reached"].mean())}
+        known = of_level.get_group((name, safety))
+        for column in columns:
+            mean, low, high, n = interval(known[column], level)
+            row |= {column: mean, f"{column}.low": low, f"{column}.high": high, f"{column}.n": n}
+        rows.append(row)
     order = {name: place for place, name in enumerate(table[by].drop_duplicates())}
     return pd.DataFrame(rows).sort_values(by, key=lambda names: names.map(order), kind="stable", ignore_index=True)
 
