@@ -14,7 +14,7 @@ from tests.browser.lab import Lab, Notebook, chromium
 from tests.browser.server import serving
 from workbench.views import find_browser
 
-TURNS = 20  # of each control
+TURNS = 10, 8  # of each control, with its key and back again; the last one would meet its end
 
 RUNS = """
 import numpy as np, pandas as pd
@@ -66,7 +66,8 @@ rows = wb.load_portraits("micro").pairs(400, 0).to_list()
 browser = wb.views.explorers.PairsBrowser(rows)
 browser
 """
-# What is moved: the label of the control, the keys that move it by turns, and what tells that all is drawn.
+BACK = {"ArrowLeft": "ArrowRight", "ArrowRight": "ArrowLeft", "ArrowDown": "ArrowUp", " ": " "}
+# What is drawn, and what is moved: by name, its place and the key that moves it.
 PLOTS = ".workbench-plot, .workbench-frame canvas"
 EXPLORERS: Mapping[str, tuple[str, str, Mapping[str, tuple[str, str]]]] = {
     "trade-off, 200 runs of 27 techniques": (
@@ -118,7 +119,9 @@ def _times(notebook: Notebook, place: str, key: str, drawn: str) -> list[float]:
     shown.locator(drawn).first.wait_for()
     notebook.page.wait_for_timeout(2000)  # the first drawings of all parts are over
     shown.locator(place).first.focus()
-    return [_timed(notebook, key, drawn) for _ in range(TURNS)]
+    return [
+        _timed(notebook, pressed, drawn) for pressed, n in zip((key, BACK[key]), TURNS, strict=True) for _ in range(n)
+    ]
 
 
 def _timed(notebook: Notebook, key: str, drawn: str) -> float:

@@ -253,16 +253,19 @@ def paper_marks() -> Iterator[Trace]:
     )
 
 
-def front(means: pd.DataFrame, left: float, bottom: float) -> Iterator[Trace]:
-    """What the means dominate, shaded, and its border: a stair from the left end of the plane to its foot."""
+def front(means: pd.DataFrame, left: float, bottom: float, *, named: bool = True) -> Iterator[Trace]:
+    """What the means dominate, shaded, and its border: a stair from the left end of the plane to its foot.
+
+    Without a name, which tells hypervolumes, it takes a fifth of the time.
+    """
     best = means[tradeoff.pareto_set(means, maximise=("utility", "safety"))].sort_values("utility")
     x, y = [left, *np.repeat(best["utility"], 2)], [*np.repeat(best["safety"], 2), bottom]
     shared: dict[str, Any] = {"hoverinfo": "skip", "legendgroup": "front"}
     shade = {"fill": "toself", "fillcolor": faded(NEUTRAL, 0.07), "line": {"width": 0}, "showlegend": False}
     yield scatter([*x, left], [*y, bottom], "lines", **shade, **shared)
-    name = f"Pareto front of the means<br>{_volumes(means)}"
     line = {"color": NEUTRAL, "width": 1.5, "dash": "dot"}
-    yield scatter(x, y, "lines", line=line, legendrank=1001, name=name, showlegend=True, **shared)
+    name = {"name": f"Pareto front of the means<br>{_volumes(means)}", "showlegend": True} if named else {}
+    yield scatter(x, y, "lines", line=line, legendrank=1001, **name, **shared)
 
 
 def _volumes(means: pd.DataFrame) -> str:

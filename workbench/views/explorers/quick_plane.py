@@ -101,7 +101,7 @@ class QuickPlane:
         """The plane of some runs, as plotly's JSON holds it, on a light page: all but what is over it."""
         layers = [[*self._panel(seen, up)] for up in self.axes.up]
         if self.axes[:2] == ("utility", "safety") and len(seen.means):
-            stair = front(seen.means, self._ends["utility"][0], self._ends["safety"][0])
+            stair = front(seen.means, self._ends["utility"][0], self._ends["safety"][0], named=False)
             layers[0][:0] = [trace for trace in stair if "fill" not in trace]
         return {"data": _placed(layers), "layout": self._layout(seen)}
 
