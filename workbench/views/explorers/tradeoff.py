@@ -1,5 +1,6 @@
 """The trade-off explorer: the plane with filters, a slider of equal safety, and two runs side by side."""
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -138,11 +139,13 @@ class TradeoffExplorer(Explorer):
         names = [name for name in shown.plane.axes.all if name != "safety"]
         runs = self._runs[["group", "technique", "pipeline", "model", "trajectory"]].iloc[shown.places]
         read = matched_safety(runs, self.matched_safety, names)
-        counted = pd.DataFrame({"reached": read["reached"], "with_trajectory": runs["trajectory"].map(bool)})
-        counts = counted.groupby([runs["group"], runs["pipeline"]]).sum()
+        of = [*zip(runs["group"], runs["pipeline"], strict=True)]
+        reached = Counter(pair for pair, so_far in zip(of, read["reached"], strict=True) if so_far)
+        measured = Counter(pair for pair, way in zip(of, runs["trajectory"], strict=True) if way)
         means = group_means(read, names)
-        ordered = counts.reindex(pd.MultiIndex.from_frame(means[["group", "pipeline"]])).to_numpy()
-        means[["reached", "with_trajectory"]] = ordered
+        pairs = [*zip(means["group"], means["pipeline"], strict=True)]
+        means["reached"] = [reached[pair] for pair in pairs]
+        means["with_trajectory"] = [measured[pair] for pair in pairs]
         return means.assign(safety=self.matched_safety)
 
     @property
