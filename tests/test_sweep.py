@@ -44,7 +44,7 @@ if mishap == "error":
 if first and mishap in ("kernel", "process", "worker"):
     os.kill({"kernel": os.getpid(), "process": child.pid, "worker": child.ppid()}[mishap], signal.SIGKILL)
     time.sleep(60)
-names = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 (folder / "result.json").write_text(json.dumps({"result": seed * rate, **{n: os.environ.get(n) for n in names}}))
 """
 
@@ -118,10 +118,13 @@ def test_a_sweep_loses_nothing_to_kills_and_a_dask_cluster_comes_to_the_same(not
     quick = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
     with LocalCluster(**quick) as cluster:
         before = {worker.pid for worker in cluster.workers.values()}
-        dask = wb.sweep(other, runs_dir=tmp_path / "dask", engine="dask", scheduler=cluster, retries=1, progress=False)
+        on_dask = {"engine": "dask", "scheduler": cluster, "threads": 2}
+        dask = wb.sweep(other, runs_dir=tmp_path / "dask", **on_dask, retries=1, progress=False)
         assert len(before - {worker.pid for worker in cluster.workers.values()}) == 1  # the nanny began another
     assert list(dask.status) == [*local.status[:2], "completed"] and results(dask) == [*results(local)[:2], 10.0]
     assert list(dask.n_attempts) == [1, 2, 2] and list(dask.point[:2]) == list(local.point[:2])
+    found = json.loads(Path(dask.path[0], "result.json").read_text())  # a nanny has set both to 1
+    assert found["OMP_NUM_THREADS"] == found["MKL_NUM_THREADS"] == "2"
 
     kept = [Path(path, "point.json").read_bytes() for path in local.path]
     again = wb.sweep(study, runs_dir=tmp_path / "local", workers=2, progress=False)

@@ -28,6 +28,8 @@ from .points import Point
 
 ENGINES = ("local", "dask")
 GRACE = 30.0  # seconds that an interrupted notebook has to write its records
+# Where they are not set, dask's nanny sets all three to 1, and PyTorch heeds MKL's before OpenMP's.
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 _children: dict[str, set[subprocess.Popen]] = defaultdict(set)  # by the crew that began them
 _stopped: set[str] = set()
@@ -68,8 +70,8 @@ class Workforce:
         engine: "local" or "dask".
         scheduler: For dask: an address, a scheduler file (`.json`), or a Client or Cluster object.
         workers: For local: processes at a time; by default one per GPU, or else one per `threads` cores.
-        threads: OMP_NUM_THREADS of each attempt; by default the cores are shared out evenly among local workers, and
-            what the environment says stays as it is.
+        threads: OMP_NUM_THREADS of each attempt, and MKL's and OpenBLAS's; by default the cores are shared out evenly
+            among local workers, and what the environment says stays as it is: 1 where a nanny of dask's has said so.
         devices: For local: what workers are given as CUDA_VISIBLE_DEVICES, one each, in turn if there are more workers;
             by default the GPUs that this process may use.
         resources: For dask: what a worker must have free for a point, such as {"GPU": 1}.
@@ -153,7 +155,8 @@ def _local_crew(force: Workforce) -> Iterator[Crew]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     devices = [str(device) for device in (visible_gpus() if force.devices is None else force.devices)]
     n_workers = force.workers or len(devices) or max(1, cores // (force.threads or 1))
-    threads = str(force.threads or os.environ.get("OMP_NUM_THREADS") or max(1, cores // n_workers))
+    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // n_workers))}
+    threads |= _threads(force)
     free: SimpleQueue[dict[str, str]] = SimpleQueue()
     for n in range(n_workers):
         free.put({"CUDA_VISIBLE_DEVICES": devices[n % len(devices)]} if devices else {})
@@ -162,7 +165,7 @@ def _local_crew(force: Workforce) -> Iterator[Crew]:
     def work(task: Task) -> None:
         device = free.get()
         try:
-            run_attempt(task, crew, {"OMP_NUM_THREADS": threads, **device})
+            run_attempt(task, crew, threads | device)
         finally:
             free.put(device)
 
@@ -178,8 +181,7 @@ def _local_crew(force: Workforce) -> Iterator[Crew]:
 def _dask_crew(force: Workforce) -> Iterator[Crew]:
     from distributed import Client
 
-    crew, scheduler = uuid.uuid4().hex, force.scheduler
-    threads = {} if force.threads is None else {"OMP_NUM_THREADS": str(force.threads)}
+    crew, scheduler, threads = uuid.uuid4().hex, force.scheduler, _threads(force)
     if isinstance(scheduler, Client):
         client = scheduler
     else:
@@ -197,6 +199,10 @@ def _dask_crew(force: Workforce) -> Iterator[Crew]:
     finally:
         if client is not scheduler:
             client.close()
+
+
+def _threads(force: Workforce) -> dict[str, str]:
+    return {} if force.threads is None else dict.fromkeys(THREADS, str(force.threads))
 
 
 def visible_gpus() -> list[str]:
