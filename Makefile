@@ -33,7 +33,7 @@ contrast: $(STAMP)  # the README's contrastive table: 21 arms x 5 bases x 2 seed
 
 techniques: $(STAMP)  # every technique through every pipeline, five to ten bases: an hour and a half on two workers; goes on where it stopped
 	$(BIN)/python -m workbench sweep studies/techniques.yaml --workers 2
-	$(BIN)/python -m workbench run notebooks/08_techniques.ipynb -p records runs/techniques/techniques
+	$(BIN)/python -m workbench run notebooks/08_techniques.ipynb -p records runs/techniques/techniques -p techniques all
 
 bench: $(STAMP)  # what projection costs, as ratios within one run
 	$(BIN)/python -m benchmarks
