@@ -115,7 +115,7 @@ class GeometryExplorer(Explorer):
             self._parts[name].observe(self._chosen, "chosen")
         controls = ipywidgets.Box(self._controls(), layout={"flex_flow": "row wrap", "align_items": "center"})
         panels = ipywidgets.Box([*self._parts.values()], layout={"flex_flow": "row wrap", "align_items": "flex-start"})
-        self.children = [controls, self._words, panels, *self.children]
+        self.stack([controls, self._words, panels])
 
     @classmethod
     def from_run(

@@ -101,9 +101,15 @@ class Explorer(ipywidgets.VBox):
     """
 
     def __init__(self, children: Sequence[ipywidgets.Widget], **traits: Any) -> None:
-        """Stack the children above what each explorer has; further traits are those of any box."""
-        super().__init__([*children, Keys(layout={"display": "none"})], **traits)
+        """Stack the children; further traits are those of any box."""
+        self._keys = Keys(layout={"display": "none"})
+        super().__init__(**traits)
+        self.stack(children)
         self.add_class(EXPLORER)
+
+    def stack(self, children: Sequence[ipywidgets.Widget]) -> None:
+        """Show these children, one below the other, and no others."""
+        self.children = [*children, self._keys]
 
     def still(self) -> go.Figure:
         """What the explorer shows now, as one figure."""

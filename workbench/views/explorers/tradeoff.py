@@ -102,7 +102,7 @@ class TradeoffExplorer(Explorer):
         super().__init__([], **traits)
         shown = {"description": "Safety–utility plane", "layout": {"flex": "1 1 480px", "min_width": "0"}}
         self._plot = LivePlot(self._figure(), over=self._over(), **shown)
-        self.children = [*self._arranged(), *self.children]
+        self.stack(self._arranged())
         self.observe(self._redraw, [*FILTERS, *AXES, "trajectories", "paper", "focus"])
         self.observe(self._move, ["matched_safety", "run_a", "run_b"])
         self.observe(self._count, [*FILTERS, *AXES])
