@@ -14,19 +14,18 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 import torch
+from needs import BROWSER, needs_browser
 
 from workbench.geometry.gradients import ReferenceGradients
 from workbench.geometry.subspace import Subspace
 from workbench.study.runs import Run, load_runs
-from workbench.views import find_browser, safety_utility, source_of
+from workbench.views import safety_utility, source_of
 from workbench.views.kept_geometry import geometry_figures
 from workbench.views.report import write_report
 
 T2 = 4.302653  # Student's t for 95 % and two degrees of freedom, from a printed table
 ATTACK = '<img src=x onerror="document.title=1">'
 BREAKOUT = "</script><script>document.title=2</script>"
-BROWSER = find_browser()
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chrome or Chromium is installed to open the page")
 
 
 def run(label: str, seed: int, utility: float, safety: float = 0.9, **more) -> dict:

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from needs import needs_browser
 
-from workbench.views import find_browser, images, projection_trace, safety_utility, save_figure, source_of, spectrum
+from workbench.views import images, projection_trace, safety_utility, save_figure, source_of, spectrum
 from workbench.views.sources import signed
 
 ATTACK = '<img src=x onerror="document.title=1"></metadata><script>1</script>]]>'
@@ -18,7 +19,6 @@ PIXEL = b"\x89PNG\r\n\x1a\n" + b"".join(
     struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
     for kind, data in [(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)), (b"IEND", b"")]
 )
-needs_browser = pytest.mark.skipif(find_browser() is None, reason="no Chrome or Chromium is installed to draw pictures")
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 import plotly.io as pio
 import pytest
 from figure_texts import shown_text
+from needs import needs_browser
 
 from workbench.study.runs import Run, load_runs
 from workbench.study.tradeoff import hypervolume
@@ -25,10 +26,6 @@ from workbench.views.report import write_report
 T2 = 4.302653  # Student's t for 95 % and two degrees of freedom, from a printed table
 ATTACK = '<img src=x onerror="document.title=1">'
 BREAKOUT = "</script><script>document.title=2</script>"
-BROWSER = images.find_browser()
-needs_browser = pytest.mark.skipif(
-    BROWSER is None, reason="pictures are drawn by Chrome or Chromium, a system package that is not installed"
-)
 
 
 def run(label: str, technique: str, seed: int, utility: float, safety: float, over: float, way=(), **more) -> dict:

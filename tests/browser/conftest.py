@@ -5,9 +5,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from needs import BROWSER, NO_BROWSER
 from playwright.sync_api import Error
-
-from workbench.views import find_browser
 
 from .lab import Lab, chromium
 from .server import ROOT, serving
@@ -16,8 +15,7 @@ from .server import ROOT, serving
 @pytest.fixture(scope="package")
 def context():
     """A headless Chromium, the one that draws pictures; its pages share a cache."""
-    browser = find_browser() or pytest.skip("needs Chrome or Chromium, a system package that is not installed")
-    with chromium(browser) as context:
+    with chromium(BROWSER or pytest.skip(NO_BROWSER)) as context:
         yield context
 
 
