@@ -66,17 +66,18 @@ rows = wb.load_portraits("micro").pairs(400, 0).to_list()
 browser = wb.views.explorers.PairsBrowser(rows)
 browser
 """
-BACK = {"ArrowLeft": "ArrowRight", "ArrowRight": "ArrowLeft", "ArrowDown": "ArrowUp", " ": " "}
+BACK = {"ArrowLeft": "ArrowRight", "ArrowRight": "ArrowLeft", "ArrowDown": "ArrowUp", "Shift+ArrowDown": "Shift+ArrowUp", " ": " "}
 # What is drawn, and what is moved: by name, its place and the key that moves it.
 PLOTS = ".workbench-plot, .workbench-frame canvas"
 EXPLORERS: Mapping[str, tuple[str, str, Mapping[str, tuple[str, str]]]] = {
     "trade-off, 200 runs of 27 techniques": (
         RUNS,
-        PLOTS,
+        f"{PLOTS}, .workbench-text-beside",
         {
             "equal safety": (".widget-slider:has-text('Equal safety') .noUi-handle", "ArrowLeft"),
-            "filter": ("select[multiple]", "ArrowDown"),
             "trajectories": (".widget-checkbox:has-text('Trajectories') input", " "),
+            "filter": ("select[multiple]", "ArrowDown"),
+            "filter, ever more": ("select[multiple]", "Shift+ArrowDown"),
         },
     ),
     "geometry, 50 layers × 300 steps": (

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.study.comparing import base_share, paired_differences
-from workbench.study.statistics import over_bases, units
+from workbench.study.statistics import intervals, over_bases
 from workbench.study.tradeoff import (
     holm,
     interval,
@@ -37,15 +37,30 @@ def test_student_t_and_p_undo_each_other(level, dof):
     assert student_p(student_t(level, dof), dof) == pytest.approx(1 - level, abs=1e-9)
 
 
-# units
+# intervals of groups
 
 
-@given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("xyz"), st.floats(0, 1)), min_size=1, max_size=20))
-def test_units_of_groups_are_the_bases_of_each_group_by_itself(rows):
+RUNS = st.tuples(st.sampled_from("ab"), st.sampled_from("xyz"), st.floats(0, 1) | st.just(math.nan))
+
+
+@given(st.lists(RUNS, min_size=1, max_size=20))
+def test_intervals_of_groups_are_those_over_the_bases_of_each_group_by_itself(rows):
     runs = pd.DataFrame(rows, columns=["label", "model", "utility"])
-    found = dict([*units(runs, ["utility"], ["label"]).groupby("label")["utility"]])
+    found = intervals(runs, ["utility"], ["label"])
+    assert [label for (label,) in found] == [*dict.fromkeys(runs["label"])]
     for label, members in runs.groupby("label"):
-        np.testing.assert_allclose(found[label], over_bases(members, ["utility"])["utility"], atol=1e-12)
+        expected = interval(over_bases(members, ["utility"])["utility"])
+        values = found[label,]
+        np.testing.assert_allclose([*values.values()], expected, atol=1e-12)
+        assert [*values] == ["utility", "utility.low", "utility.high", "utility.n"]
+
+
+def test_intervals_without_bases_are_over_runs():
+    runs = pd.DataFrame({"label": ["a", "a", None, "a"], "utility": [0.1, 0.3, 0.5, np.nan]})
+    found = intervals(runs, ["utility"], ["label"], level=0.8)
+    assert [*found.values()][0]["utility.n"] == 2
+    assert tuple([*found.values()][0].values()) == pytest.approx(interval([0.1, 0.3], 0.8))
+    assert [*found.values()][1]["utility"] == 0.5
 
 
 # shares

@@ -8,6 +8,7 @@ have files of their own beside this one; their public names can be taken from he
 """
 
 import math
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from .fronts import dominance_probability, front_probability, hypervolume, hyper
 from .statistics import (
     Interval,
     interval,
+    intervals,
     over_bases,
     readable,
     require,
@@ -30,7 +32,6 @@ from .statistics import (
     student_p,
     student_t,
     summarise,
-    units,
 )
 
 __all__ = [
@@ -102,9 +103,11 @@ def at_matched_safety(
     first = next((index for index, point in enumerate(points) if point["safety"] >= safety), None)
     if first is None:
         return dict.fromkeys(columns, math.nan)
-    beside = points[max(first - 1, 0) : first + 1]
-    known = [point["safety"] for point in beside]
-    return {name: float(np.interp(safety, known, [_number(point.get(name)) for point in beside])) for name in columns}
+    before, after = points[max(first - 1, 0)], points[first]
+    rise = after["safety"] - before["safety"]
+    share = (safety - before["safety"]) / rise if rise else 1.0
+    ends = ((name, _number(before.get(name)), _number(after.get(name))) for name in columns)
+    return {name: start + share * (end - start) if share < 1 else end for name, start, end in ends}
 
 
 def matched_safety(
@@ -152,15 +155,11 @@ def matched_curve(
     table = table[[name for name in dict.fromkeys([by, "model", "trajectory"]) if name in table]]
     at = [by, "safety"]
     read = pd.concat([matched_safety(table, float(safety), columns) for safety in levels], ignore_index=True)
-    of_level = units(read if "model" in read else read.assign(model=""), columns, at).groupby(at, dropna=False)
-    rows = []
-    for (name, safety), runs in read.groupby(at, sort=False, dropna=False):
-        row = {by: name, "safety": safety, "runs": len(runs), "reached": float(runs["reached"].mean())}
-        known = of_level.get_group((name, safety))
-        for column in columns:
-            mean, low, high, n = interval(known[column], level)
-            row |= {column: mean, f"{column}.low": low, f"{column}.high": high, f"{column}.n": n}
-        rows.append(row)
+    measured = intervals(read, columns, at, level).values()
+    rows = [
+        {by: name, "safety": safety, "runs": len(runs), "reached": float(runs["reached"].mean())} | means
+        for ((name, safety), runs), means in zip(read.groupby(at, sort=False, dropna=False), measured, strict=True)
+    ]
     order = {name: place for place, name in enumerate(table[by].drop_duplicates())}
     return pd.DataFrame(rows).sort_values(by, key=lambda names: names.map(order), kind="stable", ignore_index=True)
 
@@ -215,9 +214,10 @@ def areas_under_curve(
 
 def _by_step(trajectory: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The evaluations whose safety is known, in the order of their steps."""
-    if missing := [point for point in trajectory if not {"step", "safety"} <= set(point)]:
+    if missing := [point for point in trajectory if "step" not in point or "safety" not in point]:
         raise ValueError(f"expected step and safety in each evaluation, got {missing[0]}: log both.")
-    return sorted((point for point in trajectory if not pd.isna(point["safety"])), key=lambda point: point["step"])
+    known = [point for point in trajectory if not math.isnan(_number(point["safety"]))]
+    return sorted(known, key=operator.itemgetter("step"))
 
 
 def _climbs(points: Sequence[Mapping[str, Any]], column: str) -> Iterator[tuple[float, float, float, float]]:

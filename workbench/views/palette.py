@@ -5,6 +5,7 @@ Machado, Oliveira & Fernandes 2009), by at least 0.06 in Oklab within the safety
 ones; where two share a hue, fills differ. Each keeps a contrast of 3:1 on the white page and on the dark one.
 """
 
+import functools
 import re
 import zlib
 from collections.abc import Mapping
@@ -87,6 +88,7 @@ class Style(NamedTuple):
         return symbol_of(pipeline) + self.fill
 
 
+@functools.cache  # a table of runs asks for each hundreds of times
 def family_of(technique: str) -> str:
     """The family that a technique or a label belongs to; its own words where no family is known."""
     words = _words(technique)

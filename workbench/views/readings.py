@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.study.statistics import interval, units
+from workbench.study.statistics import intervals
 
 from .palette import FAMILIES, Style, family_of, family_or, styles
 from .theme import safe
@@ -15,6 +15,7 @@ from .theme import safe
 Row = Mapping[Any, Any]  # as DataFrame.to_dict("records") types it
 RATES = ("utility", "safety", "over_refusal")
 WORDS = {rate: rate.replace("_", "-") for rate in RATES}  # as hovers call them
+BY = ("group", "pipeline")  # what a mean is of
 # Columns that say what a run is or what came of it; the others without a `base.` twin are its parameters.
 NOT_PARAMETERS = {
     *("run_id", "path", "status", "started", "finished", "wall_seconds", "error", "trajectory"),
@@ -68,23 +69,17 @@ def group_means(runs: pd.DataFrame, metrics: Sequence[str] = RATES) -> pd.DataFr
     Columns are `group`, `technique`, `pipeline`, `runs`, `bases`, and for each metric `utility`,
     `utility.low`, `utility.high` and `utility.n`.
     """
-    by, rows = ["group", "pipeline"], []
-    values = units(runs, metrics, by)
-    places, numbers = (
-        dict[Any, Any](values.groupby(by).indices),
-        {name: values[name].to_numpy(float) for name in metrics},
-    )
-    techniques, bases = runs["technique"].to_numpy(), runs["model"].to_numpy()
-    for (group, pipeline), members in dict[Any, Any](runs.groupby(by).indices).items():
-        row: dict[str, Any] = {"group": group, "technique": min(techniques[members]), "pipeline": pipeline}
-        row |= {"runs": len(members), "bases": len({*bases[members]})}
-        for name in metrics:
-            mean, low, high, n = interval(numbers[name][places[group, pipeline]])
-            row |= {name: mean, f"{name}.low": low, f"{name}.high": high, f"{name}.n": n}
-        rows.append(row)
+    members: dict[tuple[Any, ...], list[tuple[Any, Any]]] = {}
+    for *pair, technique, model in zip(*(runs[name] for name in (*BY, "technique", "model")), strict=True):
+        members.setdefault((*pair,), []).append((technique, model))
+    rows = []
+    for (group, pipeline), measured in intervals(runs, metrics, BY).items():
+        techniques, models = zip(*members[group, pipeline], strict=True)
+        who = {"group": group, "technique": min(techniques), "pipeline": pipeline}
+        rows.append(who | {"runs": len(models), "bases": len({*models})} | measured)
     families = {row["technique"]: family_of(row["technique"]) for row in rows}
     place = [*reversed(FAMILIES), *families.values()]  # plain first, the yardstick
-    rows.sort(key=lambda row: (place.index(families[row["technique"]]), row["technique"], row["group"]))
+    rows.sort(key=lambda row: (place.index(families[row["technique"]]), *(row[name] for name in ("technique", *BY))))
     return pd.DataFrame(rows)
 
 

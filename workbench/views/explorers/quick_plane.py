@@ -14,7 +14,7 @@ from ..marks import CROWD, dots, edge, mean_look, scatter, span
 from ..palette import faded, symbol_of
 from ..panels import Trace
 from ..plane import UPSIDE, front, paper_marks
-from ..readings import base_scores, evaluations, looks_of, told, told_interval
+from ..readings import Row, base_scores, evaluations, looks_of, told, told_interval
 from ..theme import INK, NEUTRAL, safe, template
 
 COLOURED = 8  # groups, above which thin lines in as many colours are no longer told apart, and cost time each
@@ -66,6 +66,15 @@ class Seen(NamedTuple):
     focus: bool = False
 
 
+class Star(NamedTuple):
+    """A base model in a panel, and what is told of it."""
+
+    model: str
+    x: float
+    y: float
+    text: str
+
+
 class QuickPlane:
     """All runs laid out for a choice of axes.
 
@@ -96,10 +105,12 @@ class QuickPlane:
         self._bases = base_scores(runs, evaluations(runs), axes.all)
         self._paper = [*paper_marks()] if axes[:2] == ("utility", "safety") else []
         self._ends = {name: self._range(name) for name in axes.all}
+        self._stars = {up: [*_stars(self._bases, axes, up)] for up in axes.up}
 
     def figure(self, seen: Seen) -> dict[str, Any]:
         """The plane of some runs, as plotly's JSON holds it, on a light page: all but what is over it."""
-        layers = [[*self._panel(seen, up)] for up in self.axes.up]
+        means = [row | {"told": self._mean_told(row)} for row in seen.means.to_dict("records")]
+        layers = [[*self._panel(seen, means, up)] for up in self.axes.up]
         if self.axes[:2] == ("utility", "safety") and len(seen.means):
             stair = front(seen.means, self._ends["utility"][0], self._ends["safety"][0], named=False)
             layers[0][:0] = [trace for trace in stair if "fill" not in trace]
@@ -113,15 +124,13 @@ class QuickPlane:
             safety: That safety.
             chosen: Letter → number of a run that is marked, with its way.
         """
+        rows = [row | {"safety": safety, "told": self._cut_told(row, safety)} for row in matched.to_dict("records")]
         return _placed(
-            [
-                [*self._cut(matched, safety, up), *self._chosen(chosen, up), *self._rings(chosen, up)]
-                for up in self.axes.up
-            ]
+            [[*self._cut(rows, safety, up), *self._chosen(chosen, up), *self._rings(chosen, up)] for up in self.axes.up]
         )
 
     def _layout(self, seen: Seen) -> dict[str, Any]:
-        ends = {name: self._range(name, seen.runs if seen.focus else None) for name in self.axes.all}
+        ends = {name: self._range(name, seen.runs) for name in self.axes.all} if seen.focus else self._ends
         n_panels = len(self.axes.up)
         length = (1 - 0.05 * (n_panels - 1)) / n_panels
         foot = f"y{n_panels}" if n_panels > 1 else "y"
@@ -141,19 +150,18 @@ class QuickPlane:
             layout["annotations"] = [{"text": "no run to draw", "font": {"color": NEUTRAL, "size": 16}, **place}]
         return layout
 
-    def _panel(self, seen: Seen, up: str) -> Iterator[Trace]:
+    def _panel(self, seen: Seen, means: Sequence[Row], up: str) -> Iterator[Trace]:
         """The traces of one panel, from the lowest to the topmost; as few as can be."""
         if seen.trajectories:
             yield from self._lines(seen, up)
-        bases = self._bases[self._bases.index.isin(self._models[seen.runs])].dropna(subset=[self.axes.x, up])
-        known = bases.to_dict("index").items()
-        texts = [f"<b>base {safe(name)}</b><br>{told(row, self.axes.words)}" for name, row in known]
-        star = {"color": INK["light"], "size": 15, "symbol": "star"}
-        yield dots(bases[self.axes.x].tolist(), bases[up].tolist(), texts, star)
+        models = {*self._models[seen.runs]}
+        stars = [star for star in self._stars[up] if star.model in models]
+        look = {"color": INK["light"], "size": 15, "symbol": "star"}
+        yield dots((star.x for star in stars), (star.y for star in stars), [star.text for star in stars], look)
         if seen.paper and up == "safety":
             yield from self._paper
         yield self._runs(seen, up)
-        yield self._means(seen.means, up)
+        yield self._means(means, up)
 
     def _lines(self, seen: Seen, up: str) -> Iterator[Trace]:
         """The ways of the runs: a trace per group, or one without colours where there are many groups."""
@@ -185,11 +193,10 @@ class QuickPlane:
         carried = {"customdata": [self._ids[run] for run in runs], "name": "runs"}
         return dots(x, y, [self._texts[run] for run in runs], marker, **carried)
 
-    def _means(self, means: pd.DataFrame, up: str) -> Trace:
+    def _means(self, means: Sequence[Row], up: str) -> Trace:
         """The large marks with their intervals, all in one trace, for which the bars have one tone."""
-        known = means[means[f"{up}.n"] > 0] if len(means) else means
+        rows = [row for row in means if row[f"{up}.n"]]
         tone = faded(NEUTRAL, 0.8 if len(means) <= CROWD else 0.3)
-        rows = known.to_dict("records")
         bars = {
             f"error_{axis}": {
                 **{"type": "data", "symmetric": False, "color": tone, "thickness": 1.4, "width": 3},
@@ -198,38 +205,42 @@ class QuickPlane:
             }
             for axis, name in (("x", self.axes.x), ("y", up))
         }
-        texts = [
-            f"<b>{safe(row['group'])}</b>, {safe(row['pipeline'])}<br>"
-            f"mean of {row['runs']} runs on {row['bases']} bases<br>"
-            + "<br>".join(f"{word} {told_interval(row, name)}" for name, word in self.axes.words.items())
-            for row in rows
-        ]
-        return self._large(rows, (self.axes.x, up), texts, 13) | bars
+        return self._large(rows, (self.axes.x, up), 13) | bars
 
-    def _cut(self, matched: pd.DataFrame, safety: float, up: str) -> Iterator[Trace]:
+    def _mean_told(self, row: Row) -> str:
+        return "<br>".join(
+            [
+                f"<b>{safe(row['group'])}</b>, {safe(row['pipeline'])}",
+                f"mean of {row['runs']} runs on {row['bases']} bases",
+                *(f"{word} {told_interval(row, name)}" for name, word in self.axes.words.items()),
+            ]
+        )
+
+    def _cut(self, matched: Sequence[Row], safety: float, up: str) -> Iterator[Trace]:
         """Where the groups are when they first reach a safety, as triangles; on its line, in the panel of safety."""
         if up == "safety":
             line = {"color": NEUTRAL, "width": 1, "dash": "dash"}
             yield scatter(self._ends[self.axes.x], [safety, safety], "lines", line=line, **SILENT)
-        rows = matched[matched[f"{self.axes.x}.n"] > 0].to_dict("records") if len(matched) else []
-        words = {name: word for name, word in self.axes.words.items() if name != "safety"}
-        texts = [
-            f"<b>{safe(row['group'])}</b>, {safe(row['pipeline'])}<br>at safety {safety:.2f}, which "
-            f"{row['reached']} of {row['with_trajectory']} runs reach<br>"
-            + "<br>".join(f"{word} {told_interval(row, name)}" for name, word in words.items())
-            for row in rows
-        ]
-        place = (self.axes.x, "safety" if up == "safety" else up)
-        trace = self._large([row | {"safety": safety} for row in rows], place, texts, 10 if len(rows) <= CROWD else 8)
+        rows = [row for row in matched if row[f"{self.axes.x}.n"]]
+        trace = self._large(rows, (self.axes.x, up), 10 if len(rows) <= CROWD else 8)
         trace["marker"]["symbol"] = "triangle-down"
         yield trace
 
-    def _large(self, rows: Sequence[Mapping[Any, Any]], place: tuple[str, str], texts: list[str], size: float) -> Trace:
+    def _cut_told(self, row: Row, safety: float) -> str:
+        return "<br>".join(
+            [
+                f"<b>{safe(row['group'])}</b>, {safe(row['pipeline'])}",
+                f"at safety {safety:.2f}, which {row['reached']} of {row['with_trajectory']} runs reach",
+                *(f"{word} {told_interval(row, name)}" for name, word in self.axes.words.items() if name != "safety"),
+            ]
+        )
+
+    def _large(self, rows: Sequence[Row], place: tuple[str, str], size: float) -> Trace:
         x, y = ([_plain(row[name]) for row in rows] for name in place)
         looks = [mean_look(self.looks[row["group"]], row["pipeline"], "light", size) for row in rows]
         line = {"color": edge("light")["color"], "width": [look["line"]["width"] for look in looks]}
         several = {name: [look[name] for look in looks] for name in ("color", "symbol")}
-        return dots(x, y, texts, {**several, "size": size, "line": line})
+        return dots(x, y, [row["told"] for row in rows], {**several, "size": size, "line": line})
 
     def _chosen(self, chosen: Mapping[str, int], up: str) -> Iterator[Trace]:
         """The ways of the runs that are compared."""
@@ -278,6 +289,11 @@ def _text(run: Mapping[Any, Any], axes: Axes) -> str:
     """What the small mark of a run tells; the rest is in its record, a click away."""
     who = f"{safe(run['pipeline'])}, base {safe(run['model'])}, seed {run['seed']}"
     return f"<b>{safe(run['group'])}</b><br>{who}<br>{told(run, axes.words)}<br>{safe(run['run_id'])}"
+
+
+def _stars(bases: pd.DataFrame, axes: Axes, up: str) -> Iterator[Star]:
+    for model, row in bases.dropna(subset=[axes.x, up]).to_dict("index").items():
+        yield Star(str(model), row[axes.x], row[up], f"<b>base {safe(model)}</b><br>{told(row, axes.words)}")
 
 
 def _way(run: Mapping[Any, Any], axes: Axes) -> dict[str, list[Any]]:

@@ -109,6 +109,7 @@ class TradeoffExplorer(Explorer):
         self.observe(self._set_side_by_side, ["run_a", "run_b"])
         self.observe(self._open, "opened")
         self._plot.observe(self._choose, "chosen")
+        self._tabulate()
         self._count()
         self._set_side_by_side()
         self._open()
@@ -223,21 +224,25 @@ class TradeoffExplorer(Explorer):
         return plane.figure(Seen(places, means, self.trajectories, self.paper, self.focus))
 
     def _over(self) -> list[dict[str, Any]]:
-        """What lies over the figure; the table beside it is written on the way."""
-        plane, matched = self._shown().plane, self.matched
-        self._key.value = matched_html(matched, plane, self.matched_safety)
+        plane = self._shown().plane
         chosen = {
             letter: self._places[run] for letter, run in (("A", self.run_a), ("B", self.run_b)) if run is not None
         }
         marked = {letter: place for letter, place in chosen.items() if plane.drawn[place]}
-        return plane.over(matched, self.matched_safety, marked)
+        return plane.over(self.matched, self.matched_safety, marked)
 
     def _redraw(self, _: object = None) -> None:
         with self._plot.hold_sync():
             self._plot.figure, self._plot.over = self._figure(), self._over()
+        self._tabulate()
 
     def _move(self, _: object = None) -> None:
         self._plot.over = self._over()
+        self._tabulate()
+
+    def _tabulate(self) -> None:
+        """Writes the table beside the plot, after it: the page draws meanwhile."""
+        self._key.value = matched_html(self.matched, self._shown().plane, self.matched_safety)
 
     def _count(self, _: object = None) -> None:
         self._status.value, self._missing.value = self._told(self._shown().places)
