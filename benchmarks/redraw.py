@@ -66,7 +66,13 @@ rows = wb.load_portraits("micro").pairs(400, 0).to_list()
 browser = wb.views.explorers.PairsBrowser(rows)
 browser
 """
-BACK = {"ArrowLeft": "ArrowRight", "ArrowRight": "ArrowLeft", "ArrowDown": "ArrowUp", "Shift+ArrowDown": "Shift+ArrowUp", " ": " "}
+BACK = {
+    "ArrowLeft": "ArrowRight",
+    "ArrowRight": "ArrowLeft",
+    "ArrowDown": "ArrowUp",
+    "Shift+ArrowDown": "Shift+ArrowUp",
+    " ": " ",
+}
 # What is drawn, and what is moved: by name, its place and the key that moves it.
 PLOTS = ".workbench-plot, .workbench-frame canvas"
 EXPLORERS: Mapping[str, tuple[str, str, Mapping[str, tuple[str, str]]]] = {
