@@ -114,6 +114,8 @@ def test_a_notebook_runs_and_shows_a_figure(path, tmp_path):
     shown = outputs(executed)
     assert any("application/vnd.plotly.v1+json" in o.get("data", {}) for o in shown)
     assert not any(o["output_type"] == "error" for o in shown)
+    bars = {o["name"] for o in shown if "%|" in "".join(o.get("text", ""))}
+    assert bars <= {"stdout"}  # under all else JupyterLab lays red
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from workbench.study.tradeoff import hypervolume
 from workbench.views import figures, images, palette, plane, theme
 from workbench.views.plane import safety_utility, trajectories
 from workbench.views.report import write_report
+from workbench.views.texts import text_table
 
 T2 = 4.302653  # Student's t for 95 % and two degrees of freedom, from a printed table
 ATTACK = '<img src=x onerror="document.title=1">'
@@ -432,3 +433,18 @@ def test_show_without_a_picture_leaves_the_display_to_plotly(monkeypatch):
     monkeypatch.setattr(go.Figure, "show", lambda figure, config: shown.append(config))
     images.show(go.Figure())
     assert shown == [theme.CONFIG]
+
+
+# tables of texts
+
+
+def test_a_table_of_texts_shows_them_whole_from_the_left_and_lets_no_markup_act():
+    long = "word " * 100
+    table = text_table([{"answer": ATTACK, f"<b>{long}": "two\nlines, $5 or $6"}, {"answer": long}])
+    html = table.to_html()
+    assert "<img" not in html and html.count("&lt;img") == 1 and "<b>" not in html
+    assert html.count(long) == 2 and "two\nlines" in html and "pre-wrap" in html
+    assert "mathjax_ignore" in html and "text-align: left" in html
+    assert "row_heading" not in html  # a number says nothing
+    named = text_table(pd.DataFrame({"n": [1]}, index=[ATTACK])).to_html()
+    assert "row_heading" in named and "<img" not in named

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from workbench.corpora.columns import dataset_fingerprint
 from workbench.evaluation.items import AFTER, BEFORE
 from workbench.evaluation.suites import Suite
 from workbench.models import find_card, fingerprint, require_tokenizer, save_model, trained_parameters
+from workbench.progress import progress_bar
 from workbench.study.checkpoints import Checkpoint, drop_checkpoints, resume_run
 from workbench.study.runs import Run, find_run, parameters_hash
 
@@ -156,7 +157,8 @@ def pipeline(
         every = {"eval_every": eval_every, "checkpoint_every": checkpoint_every}
         how: dict[str, Any] = {"n_steps": n_steps, "start": start, "items": items, "monitor": monitor, **every}
         course = Course(run, model, tokenizer, techniques, team, suites or {}, **how)
-        bar = _progress_bar(n_steps, f"{route}, {parameters['label']}", progress and team.is_lead)
+        shown = {"unit": "step", "disable": not (progress and team.is_lead)}
+        bar = progress_bar(total=n_steps, desc=f"{route}, {parameters['label']}", **shown)
         with watched(run), run, bar as course.bar:
             run.record["environment"] |= team.environment(model)
             if checkpoint is None:
@@ -270,11 +272,3 @@ def _adapters(model: Any) -> Any:
 
 def _deploys(techniques: Sequence[Technique]) -> bool:
     return any(t.changes_weights for t in techniques)
-
-
-@contextmanager
-def _progress_bar(total: int, description: str, shown: bool) -> Iterator[Any]:
-    from tqdm import tqdm  # not tqdm.auto: its widget stays at 0 % in a notebook that papermill saves
-
-    with tqdm(total=total, desc=description, unit="step", disable=not shown) as bar:
-        yield bar

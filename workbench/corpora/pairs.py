@@ -17,6 +17,7 @@ from workbench.corpora.entities import Entity, EntityRecognizer, mentions, merge
 from workbench.corpora.filters import DifferenceFilter, Filter, MeaningFilter
 from workbench.corpora.rewriting import Generator, batches
 from workbench.corpora.swapping import entity_names
+from workbench.progress import progress_bar
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -221,13 +222,12 @@ def _made(
     generator: Generator, rows: Sequence[dict[str, Any]], seed: int, folder: Path | None, progress: bool
 ) -> tuple[list[list[str]], int]:
     """The candidates for each row, from the cache or made now, and for how many rows they were made."""
-    from tqdm import tqdm  # not tqdm.auto: its widget stays at 0 % in a notebook that papermill saves
-
     keys = [_hash([seed, *(row[column] for column in generator.reads)]) for row in rows]
     with _Store(folder, generator.parameters()) as store:
         missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in store}
+        shown = {"desc": generator.name, "unit": "row", "disable": not (progress and missing)}
         try:
-            with tqdm(total=len(missing), desc=generator.name, unit="row", disable=not (progress and missing)) as bar:
+            with progress_bar(total=len(missing), **shown) as bar:
                 for batch in batches(list(missing), generator.batch_size):
                     texts = _asked(generator, [missing[key] for key in batch], seed)
                     store.add(dict(zip(batch, texts, strict=True)))

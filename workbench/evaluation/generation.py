@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from workbench.evaluation.likelihood import inference, rendered
-from workbench.evaluation.progress import tracked
+from workbench.progress import tracked
 
 CACHE = 2**32  # most bytes of keys and values that the answers of one batch may take
 

@@ -9,8 +9,8 @@ import torch
 
 from workbench.corpora.columns import Message
 from workbench.corpora.encoding import IGNORED, pad_batch
-from workbench.evaluation.progress import tracked
 from workbench.models import fitting_threads, is_sharded, require_tokenizer, reshard
+from workbench.progress import tracked
 
 Rows = Sequence[Mapping[str, list[int]]]
 LOGITS = 2**28  # most logits of one batch, a GiB in float32

@@ -10,9 +10,9 @@ from workbench.evaluation.generation import generate
 from workbench.evaluation.intervals import Interval, interval_of, mean_interval
 from workbench.evaluation.judges import Judge
 from workbench.evaluation.likelihood import answer_logps, inference
-from workbench.evaluation.progress import progress_shown
 from workbench.evaluation.tallies import Measured, Share, joined_draws, pooled, tally_numbers, tally_words
 from workbench.models import fitting_threads, require_tokenizer
+from workbench.progress import progress_bar, progress_shown
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -138,14 +138,12 @@ def read_suites(
     model: Any, tokenizer: Any, suites: Mapping[str, Suite], *, batch_size: int = 256, progress: bool = False
 ) -> dict[str, Reading]:
     """What each suite shows of a model, item by item, with the arguments of `evaluate`, which adds it up."""
-    from tqdm import tqdm  # not tqdm.auto: its widget stays at 0 % in a notebook that papermill saves
-
     if not suites:
         raise ValueError("suites is empty: expected a mapping from suite name to workbench.Suite.")
     with fitting_threads(model), inference(model), progress_shown(progress):
         return {
             name: _read(model, tokenizer, suite, batch_size)
-            for name, suite in tqdm(suites.items(), desc="evaluate", disable=not progress, leave=False)
+            for name, suite in progress_bar(suites.items(), desc="evaluate", disable=not progress, leave=False)
         }
 
 

@@ -10,6 +10,8 @@ from uuid import uuid4
 
 import pandas as pd
 
+from workbench.progress import progress_bar
+
 from .engines import Crew, Task, Workforce
 from .execute import require_known
 from .grid import Setting, Study, read_study
@@ -65,8 +67,6 @@ def _points(settings: Iterable[Setting], runs_dir: Path) -> list[Point]:
 
 
 def _run(what: Study, points: list[Point], force: Workforce, runs_dir: Path, progress: bool) -> None:
-    from tqdm import tqdm  # not tqdm.auto: its widget stays at 0 % in a notebook that papermill saves
-
     open_points = [point for point in points if point.status != "completed"]
     if not open_points:
         return
@@ -78,7 +78,7 @@ def _run(what: Study, points: list[Point], force: Workforce, runs_dir: Path, pro
         Task(p.path, source, notebook.parent, p.n_attempts + 1 + force.retries, force.timeout) for p in open_points
     ]
     settled = {"total": n, "initial": n - len(open_points), "smoothing": 0}  # time left by the mean over all
-    with tqdm(**settled, desc=what.stem, unit="point", disable=not progress) as bar, force.crew() as crew:
+    with progress_bar(**settled, desc=what.stem, unit="point", disable=not progress) as bar, force.crew() as crew:
         try:
             _work(tasks, crew, bar)
         except BaseException:

@@ -18,6 +18,7 @@ from workbench.views.plane import safety_utility, trajectories
 from workbench.views.report import write_report
 from workbench.views.scaling import model_size
 from workbench.views.sources import source_of
+from workbench.views.texts import text_table
 
 __all__ = [
     "ability_matrix",
@@ -36,6 +37,7 @@ __all__ = [
     "show",
     "source_of",
     "spectrum",
+    "text_table",
     "toxicity_faithfulness",
     "trajectories",
     "write_report",
