@@ -75,7 +75,12 @@ def test_a_run_is_recorded_with_its_trajectory(train, world, references):
     assert list(steps.step) == [1, 2, 3, 4, 5, 6] and list(points.step) == [0, 2, 4, 6]
     assert steps[["loss", "leakage", "removed_energy", "random_floor"]].notna().all(axis=None)
     assert run.scores["utility"] == points.utility.iloc[-1]
-    assert sorted(p.name for p in run.path.iterdir()) == ["blocks.parquet", "history.parquet", "record.json"]
+    assert sorted(p.name for p in run.path.iterdir()) == [
+        "blocks.parquet",
+        "history.parquet",
+        "record.json",
+        "spectrum.parquet",
+    ]
     assert {*pd.read_parquet(run.path / "blocks.parquet").step} == {*steps.step}
     table = wb.load_runs(run.path.parent)
     assert table.loc[0, "base.utility"] == points.utility.iloc[0]

@@ -189,7 +189,9 @@ def test_a_run_of_two_processes_leaves_the_record_of_one(trained, parallel, name
     where = theirs.record["environment"]
     assert (where["n_processes"], where["parallel"], where["process_devices"]) == (2, parallel, ["cpu", "cpu"])
     assert mine.record["environment"]["parallel"] == "none"
-    written = {"record.json", "history.parquet", "model"} | ({"blocks.parquet"} if "projected" in name else set())
+    written = {"record.json", "history.parquet", "model"} | (
+        {"blocks.parquet", "spectrum.parquet"} if "projected" in name else set()
+    )
     assert {path.name for path in theirs.path.iterdir()} == written
 
 

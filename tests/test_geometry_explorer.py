@@ -207,7 +207,21 @@ def test_a_run_brings_its_own_table(tmp_path, table):
     with Run.start(tmp_path, {"seed": 1}, slug="plain") as plain:
         pass
     explorer = GeometryExplorer.from_run(run)
-    assert explorer.blocks == BLOCKS[:3] and explorer.steps.steps == [1, 2, 4]
+    assert explorer.blocks == BLOCKS[:3] and explorer.steps.steps == [1, 2, 4] and explorer.survey is None
+    kept = [(block, 7 + i, d, 3.0 - d + i) for i, block in enumerate(reversed(BLOCKS)) for d in range(1, 3 - (i == 0))]
+    spectrum = pd.DataFrame(kept, columns=["block", "n_params", "direction", "singular_value"])
+    spectrum.astype({"block": "category"}).to_parquet(run.file("spectrum.parquet"))
+    explorer = GeometryExplorer.from_run(run)
+    explorer.block = BLOCKS[1]
+    number = [*reversed(BLOCKS)].index(BLOCKS[1])
+    assert explorer.spectrum["all references"].tolist() == [2.0 + number, 1.0 + number]
+    assert explorer.survey.blocks == tuple(reversed(BLOCKS)) and explorer.survey.sizes[0] == 7
+    assert (explorer.domain, explorer.against, explorer.rank) == ("all references", "", 2)
+    explorer.rank = 1  # with one domain there are no angles to draw
+    assert explorer.kept_energy["all references"] == pytest.approx(
+        (2 + number) ** 2 / ((2 + number) ** 2 + (1 + number) ** 2)
+    )
+    assert explorer.still().data
     with pytest.raises(FileNotFoundError, match="GradientProjection"):
         GeometryExplorer.from_run(plain)
 

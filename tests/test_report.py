@@ -169,9 +169,18 @@ def test_the_geometry_is_what_the_folders_keep(tmp_path):
         gradients = ReferenceGradients(("facts", "sums", "format"), {"w": torch.randn(3, 20, generator=generator)})
         subspace = Subspace.fit(gradients, None, "tensor")
         subspace.save(made.path / f"capability {seed}.safetensors")
+        spectrum = {
+            "block": pd.Categorical(["w", "w"]),
+            "n_params": 20,
+            "direction": [1, 2],
+            "singular_value": [seed + 1.0, 0.5],
+        }
+        pd.DataFrame(spectrum).to_parquet(made.path / "spectrum.parquet")
     (tmp_path / "other.safetensors").write_bytes(b"not one")
     shown = dict(geometry_figures(load_runs(tmp_path)))
-    trace, first, second, angles = shown.values()
+    trace, last, first, second, angles = shown.values()
+    assert list(last.data[0].y) == [1.0, 0.5]  # of the first run: one technique, one pipeline
+    assert "end of update_projection, sft" in [*shown][1]
     line = next(t for t in trace.data if t.name == "update_projection")
     assert list(line.x) == [1, 2] and list(line.y) == pytest.approx([0.15, 0.25])  # means of .1, .2 and .2, .3
     assert len(first.data[0].x) == len(second.data[0].x) == 3

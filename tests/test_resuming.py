@@ -53,7 +53,7 @@ def test_a_run_killed_again_and_again_ends_in_the_record_of_one_that_was_not(end
     assert differences(one, two) == []
     n_first = (one.history.step <= 8).sum()  # rows of the first stage
     assert "resumed" not in one.record and two.record["resumed"][-1]["rows"] > n_first
-    blocks = {"blocks.parquet"} if setting == "projected" else set()
+    blocks = {"blocks.parquet", "spectrum.parquet"} if setting == "projected" else set()
     assert {path.name for path in two.path.iterdir()} == {"record.json", "history.parquet"} | blocks
     for name in blocks:
         assert_frame_equal(pd.read_parquet(one.path / name), pd.read_parquet(two.path / name))

@@ -144,4 +144,10 @@ def test_a_run_with_a_projection_keeps_what_it_measured_by_block(train, referenc
     pd.testing.assert_frame_equal(
         kept.astype({"block": "str"}), pd.DataFrame(projection.block_history), check_dtype=False
     )
-    assert not train()[0].file("blocks.parquet").exists()
+    spectrum = pd.read_parquet(run.file("spectrum.parquet")).groupby("block", observed=True)["singular_value"]
+    fitted = projection.subspace.blocks
+    assert {*spectrum.groups} == {*fitted}
+    for block, values in spectrum:
+        np.testing.assert_allclose(values, fitted[block].singular_values, rtol=1e-6)
+    plain = train()[0]
+    assert not plain.file("blocks.parquet").exists() and not plain.file("spectrum.parquet").exists()

@@ -1,7 +1,7 @@
 """What a constraint measures, step by step, and how it joins the trainer's own metrics."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from workbench.geometry.frame import frame_coordinates
+from workbench.geometry.subspace import Subspace
 
 
 class Measurements:
@@ -62,13 +63,7 @@ class Measurements:
 
     def write_blocks(self, file: Path) -> None:
         """Write `by_block` as a table, numbers in float32; nothing where nothing was measured."""
-        import pandas as pd
-
-        if rows := self.by_block:
-            table = pd.DataFrame(rows).astype({"block": "category"} | dict.fromkeys(self._blocks, "float32"))
-            partial = file.with_name(file.name + ".partial")
-            table.to_parquet(partial)
-            partial.replace(file)
+        _write(self.by_block, self._blocks, file)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, in JSON's types and tensors."""
@@ -129,3 +124,23 @@ def block_measures(subspace: Any, gradient: Any, projected: Any, step: Any, real
     places["realised"] = places["step"] if realised is step else frame_coordinates(subspace, gradient, realised)
     frames = {f"{name}_u{i}": u for name, place in places.items() for i, u in enumerate(place, 1)}
     return {"leakage": realised.energy.shares.sqrt(), **energies, **frames}
+
+
+def write_spectrum(subspace: Subspace, file: Path) -> None:
+    """Write each ``block``'s ``n_params`` and, by ``direction``, its ``singular_value``; nothing without any."""
+    rows = [
+        {"block": name, "n_params": block.n_params, "direction": number, "singular_value": value}
+        for name, block in subspace.blocks.items()
+        for number, value in enumerate(block.singular_values.tolist(), start=1)
+    ]
+    _write(rows, ["singular_value"], file)
+
+
+def _write(rows: Sequence[Mapping[str, Any]], measured: Iterable[str], file: Path) -> None:
+    import pandas as pd
+
+    if rows:
+        table = pd.DataFrame(rows).astype({"block": "category"} | dict.fromkeys(measured, "float32"))
+        partial = file.with_name(file.name + ".partial")
+        table.to_parquet(partial)
+        partial.replace(file)

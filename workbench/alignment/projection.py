@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import CallbackHandler
 
-from workbench.alignment.measuring import Measurements, block_measures
+from workbench.alignment.measuring import Measurements, block_measures, write_spectrum
 from workbench.alignment.metric import loss_scale_of, optimizer_metric
 from workbench.alignment.references import ReferenceRows, share_out
 from workbench.alignment.refreshing import DriftRefresh, Refresh, RidingRefresh, RollingRefresh
@@ -236,8 +236,10 @@ class GradientProjection(TrainerCallback, Technique):
         return self._measured.by_block
 
     def keep(self, run: Run) -> None:
-        """Write `block_history` as ``blocks.parquet``."""
+        """Write `block_history` as ``blocks.parquet``, and the last basis' singular values as ``spectrum.parquet``."""
         self._measured.write_blocks(run.file("blocks.parquet"))
+        if isinstance(self.subspace, Subspace):  # a null space of activations has no such spectrum
+            write_spectrum(self.subspace, run.file("spectrum.parquet"))
 
     # --- the trainer's events, in the order of one optimizer step -----------------------------------------------------
 

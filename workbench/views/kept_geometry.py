@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import combinations
+from itertools import combinations, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,9 +26,13 @@ LARGEST = 200e6  # bytes of a file whose bases are read for angles
 def geometry_figures(table: pd.DataFrame) -> Iterator[tuple[str, go.Figure]]:
     """Headings and figures of what the runs' folders hold; none where no run had a projection.
 
-    Subspaces are files that `Subspace.save` wrote into a run's folder or beside it, the first four by name.
+    Every run with a projection keeps the spectrum of its last basis, of which the first run of each technique and
+    pipeline is shown. Subspaces are files that `Subspace.save` wrote into a run's folder or beside it. Of both the
+    first four.
     """
-    yield from _traces(table)
+    runs = _with_folders(table)
+    yield from _traces(runs)
+    yield from islice(_spectra(runs), MOST_FILES)
     known = dict(_subspaces(table))
     for name, subspace in known.items():
         values = {block: one.singular_values.tolist() for block, one in subspace.blocks.items()}
@@ -44,11 +48,15 @@ def geometry_figures(table: pd.DataFrame) -> Iterator[tuple[str, go.Figure]]:
             yield f"Angles between {one} and {other}", angles_heatmap(cosines, [*map(_short, angles)], columns)
 
 
-def _traces(table: pd.DataFrame) -> Iterator[tuple[str, go.Figure]]:
-    """Leakage and removed energy of every technique that logged them, pipeline by pipeline, the mean of its runs."""
+def _with_folders(table: pd.DataFrame) -> pd.DataFrame:
+    """The completed runs whose folders the table names."""
     if table.get("path", pd.Series(dtype=object)).dropna().empty:
-        return
-    runs = completed_runs(table.dropna(subset="path"), needed=[])
+        return pd.DataFrame(columns=["group", "pipeline", "path"])
+    return completed_runs(table.dropna(subset="path"), needed=[])
+
+
+def _traces(runs: pd.DataFrame) -> Iterator[tuple[str, go.Figure]]:
+    """Leakage and removed energy of every technique that logged them, pipeline by pipeline, the mean of its runs."""
     for pipeline, several in runs.groupby("pipeline"):
         traced = [steps for run in each_run(several, ["path"]) if (steps := _steps(run)) is not None]
         if not traced:
@@ -72,6 +80,17 @@ def _steps(run: Row) -> pd.DataFrame | None:
             kept = [name for name in ("step", *TRACED, "random_floor") if name in history]
             return history.loc[~history["evaluation"].astype(bool), kept].assign(group=run["group"])
     return None
+
+
+def _spectra(runs: pd.DataFrame) -> Iterator[tuple[str, go.Figure]]:
+    """Singular values of the last reference gradients, of the first run of each technique and pipeline."""
+    kept = ((Path(run["path"]) / "spectrum.parquet", run) for run in each_run(runs, ["path"]))
+    first = {(run["group"], run["pipeline"]): file for file, run in reversed([*kept]) if file.is_file()}
+    for who, file in reversed(first.items()):
+        blocks = pd.read_parquet(file).groupby("block", sort=False, observed=True)["singular_value"]
+        values = {str(block): rows.tolist() for block, rows in blocks}
+        named = ", ".join(filter(None, who))
+        yield f"Spectrum of the reference gradients at the end of {named}", _spectrum(values)
 
 
 def _subspaces(table: pd.DataFrame) -> Iterator[tuple[str, "Subspace"]]:
@@ -99,7 +118,7 @@ def _spectrum(values: dict[str, list[float]]) -> go.Figure:
     width = max(map(len, short.values()))
     grid = [[*sigma, *[np.nan] * (width - len(sigma))] for sigma in short.values()]
     frame = pd.DataFrame(grid, index=[*short], columns=range(1, width + 1))
-    return block_heatmap(frame, "", "singular value, of unit gradients", across="Direction, by singular value")
+    return block_heatmap(frame, "", "singular value of unit gradients (all 1: nothing shared)", across="Direction, by singular value")
 
 
 def _short(block: str) -> str:

@@ -107,7 +107,8 @@ def template(theme: str = "light", on: str = "page") -> go.layout.Template:
 def colour_bar(title: str, **options: object) -> dict[str, Any]:
     """The key of a heat map or a contour."""
     heading = {"text": wrapped(title, 48), "side": "right", "font": {"size": 13}}
-    return {"title": heading, "tickfont": {"size": 12}, "thickness": 13, "outlinewidth": 0, "len": 1, **options}
+    look = {"thickness": 13, "outlinewidth": 0, "len": 1, "tickfont": {"size": 12}, "exponentformat": "power"}
+    return {"title": heading, **look, **options}
 
 
 def finish(

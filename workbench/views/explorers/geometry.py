@@ -18,6 +18,7 @@ from .geometry_parts import (
     angles_at,
     angles_base,
     cell_marks,
+    kept_survey,
     marked,
     rank_mark,
     short_names,
@@ -123,12 +124,16 @@ class GeometryExplorer(Explorer):
     ) -> Self:
         """What a run with a projection measured of every block at every step, from its record's ``blocks.parquet``.
 
+        Without a survey the spectrum is that of the run's last basis, over all domains together, where it kept one.
+
         Raises:
             FileNotFoundError: The run has none: it was trained without a projection.
         """
-        file = run.file("blocks.parquet")
+        file, spectrum = run.file("blocks.parquet"), run.file("spectrum.parquet")
         if not file.is_file():
             raise FileNotFoundError(f"expected {file}, which runs with a GradientProjection write: choose such a run.")
+        if survey is None and spectrum.is_file():
+            survey = kept_survey(pd.read_parquet(spectrum))
         return cls(survey, pd.read_parquet(file), slices)
 
     # --- what is shown, as plain data ---------------------------------------------------------------------------------

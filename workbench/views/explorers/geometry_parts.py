@@ -19,6 +19,16 @@ if TYPE_CHECKING:
 HEIGHT, WIDTH = 400, 500  # of a panel that has one of two columns, in pixels
 
 
+def kept_survey(table: pd.DataFrame) -> "Survey":
+    """What a run's ``spectrum.parquet`` tells: one spectrum per block, with no domains and no angles."""
+    from workbench.geometry.survey import Survey
+
+    rows = table.astype({"block": str}).set_index(["block", "direction"])["singular_value"].unstack(fill_value=0)
+    sizes = table.astype({"block": str}).drop_duplicates("block").set_index("block")["n_params"]
+    values = rows.loc[sizes.index].to_numpy(float, copy=True)
+    return Survey(tuple(sizes.index), sizes.to_numpy(), {"all references": values})
+
+
 def spectrum_base(survey: "Survey") -> Plain:
     """Lines for all domains and floors on an axis that holds those of all blocks, so that blocks compare."""
     figure = spectrum(
