@@ -119,6 +119,25 @@ def test_preferences_and_tables_and_messages_are_groups_too(world):
     assert "meaning 0.5" in bare(table._html.value)
 
 
+def test_a_table_shows_what_its_dataset_shows(dirty, tmp_path):
+    table = dirty.to_pandas()  # lists are arrays there
+    table.to_parquet(tmp_path / "pairs.parquet")
+    for rows in (table, table.to_dict("records"), pd.read_parquet(tmp_path / "pairs.parquet")):
+        assert PairsBrowser(rows)._html.value == PairsBrowser(dirty)._html.value
+    without = {name: value for name, value in dirty[0].items() if name != "entities"}
+    assert len(PairsBrowser(pd.DataFrame([dirty[0], without])).groups) == 2
+    asked = [{"prompt": "?", "chosen": "a", "rejected": "b"}, {"chosen": "c", "rejected": "d"}]
+    assert "nan" not in PairsBrowser(pd.DataFrame(asked))._html.value
+
+
+def test_the_still_picture_has_room_for_every_row(dirty):
+    explorer = PairsBrowser(dirty, page_size=10)
+    (table,) = explorer.still().data
+    texts = table.cells.values[-1]
+    least = sum(30 + 15 * text.count("<br>") if "<" in text else 20 for text in texts)  # as plotly draws them
+    assert explorer.still().layout.height >= least + 28 + 52  # head and margins
+
+
 def test_scores_of_texts_count_where_they_are(dirty):
     rows = [
         {"anchor": "a", "positives": ["b", "c"], "negatives": [], "positive_meaning": [0.1 * i, 0.9]} for i in (1, 2)

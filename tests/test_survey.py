@@ -13,6 +13,7 @@ from workbench.geometry.activations import ActivationReading, ActivationSubspace
 from workbench.geometry.frame import frame_coordinates
 from workbench.geometry.subspace import Energy, Subspace
 from workbench.geometry.survey import survey
+from workbench.views.explorers.steps import BlockSteps
 
 
 def flat(vectors, names):
@@ -91,6 +92,18 @@ def test_a_vector_of_no_length_has_no_place_and_a_gradient_outside_no_shadow(gra
     along, across = frame_coordinates(subspace, read[1], read[0])
     assert along == 0 and across.item() == pytest.approx(subspace.energy(g).share ** 0.5)
     assert max(abs(u).item() for u in frame_coordinates(subspace, *subspace.read(g, outside))) < 1e-14
+
+
+def test_where_there_is_no_gradient_there_is_no_share_and_no_arrow(train, references):
+    """lora_A has none before the first step, for lora_B is 0."""
+    projection = wb.GradientProjection(references, n_samples=16)
+    train([wb.LoRA(), projection], steps=2)
+    rows = pd.DataFrame(projection.block_history)
+    first = rows[(rows.step == 1) & rows.block.str.contains("lora_A")]
+    assert first.gradient_energy.isna().all() and first.leakage.isna().all()
+    assert rows[rows.step == 2].gradient_energy.notna().all()
+    seen = BlockSteps(rows)
+    assert seen.frame(first.block.iloc[0], 1) == {} and len(seen.frame(first.block.iloc[0], 2)) >= 4
 
 
 def test_a_null_space_of_activations_has_the_same_inner_products_as_its_vectors():

@@ -213,6 +213,28 @@ def test_axes_can_be_any_scores_and_marks_stay_where_they_are_while_filters_chan
     explorer.still()
 
 
+def test_safety_across_is_a_choice_like_any_other(table, explore):
+    explorer = explore(table, x="safety", y="utility", beside="over_refusal", matched_safety=0.5)
+    upright = [t for t in explorer._plot.over if t["mode"] == "lines" and t["x"] == [0.5, 0.5]]
+    assert len(upright) == 2  # in each panel
+    marks = [t for t in explorer._plot.over if t.get("hovertext")]
+    assert len(marks) == 2 and all({*t["x"]} == {0.5} for t in marks)
+    explorer.y, explorer.run_a = "safety", "plain-sft-0"
+    assert explorer.record["run_id"] == "plain-sft-0"
+
+
+def test_the_still_picture_follows_the_controls(table, explore):
+    explorer = explore(table, beside=None)
+    titles = [axis.title.text for axis in explorer.still().select_yaxes()]
+    assert len(titles) == 1 and "Safety" in titles[0]
+    explorer.beside, explorer.run_a, explorer.focus = "over_refusal", "replay-sft-0", True
+    still = explorer.still()
+    assert tuple(still.layout.xaxis.range) == tuple(explorer._plot.figure["layout"]["xaxis"]["range"])
+    named = {trace.name for trace in still.data if trace.showlegend}
+    assert named == {f"{m.group}, {m.pipeline}" for m in explorer._shown().means.itertuples()}
+    assert any("A" in str(trace.text) for trace in still.data if trace.mode == "markers+text")
+
+
 def test_the_json_of_a_figure_holds_no_value_that_json_does_not_know(table, explore):
     explorer = explore(table, run_a="ogpsa-dpo-3", run_b="plain-sft-3")
     for text in (explorer._plot._json, json.dumps(explorer._plot.over)):

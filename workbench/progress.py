@@ -17,12 +17,20 @@ def progress_bar(*args: Any, **options: Any) -> "tqdm[Any]":
     """A bar of `tqdm.tqdm`, with its arguments: `for seed in progress_bar(range(5), unit="run"): ...`.
 
     It is text, for the widget of `tqdm.auto` stays at 0 % in a notebook that papermill saves. In a notebook it goes to
-    stdout, for JupyterLab lays red under all that comes from stderr, as if something had gone wrong.
+    stdout, for JupyterLab lays red under all that comes from stderr, as if something had gone wrong, and a bar within
+    a bar is not shown: a notebook's text has no way up to the outer one, so that each move would leave a line.
     """
     from tqdm import tqdm
 
-    in_kernel = type(sys.stdout).__module__.startswith("ipykernel.")
-    return tqdm(*args, **{"file": sys.stdout if in_kernel else None} | options)
+    if not type(sys.stdout).__module__.startswith("ipykernel."):
+        return tqdm(*args, **options)
+    from IPython.core.getipython import get_ipython
+
+    cell = getattr(get_ipython(), "execution_count", None)  # a bar of an interrupted cell may live on in its traceback
+    within = any(getattr(bar, "cell", None) == cell for bar in [*getattr(tqdm, "_instances", ())])
+    bar = tqdm(*args, **{"file": sys.stdout, "position": 0} | options | ({"disable": True} if within else {}))
+    bar.cell = cell
+    return bar
 
 
 @contextmanager

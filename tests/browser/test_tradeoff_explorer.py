@@ -63,6 +63,14 @@ def test_all_by_keyboard(lab):
     assert notebook.value("explorer.comparison.query('differs').index.tolist()") == [
         *("seed", "utility", "safety", "over_refusal", "rate")
     ]
+    plot.focus()
+    for _ in range(4):  # past the last of three: each comes once, though both panels show it
+        lab.page.keyboard.press("ArrowRight")
+    told = plot.locator(".hoverlayer .hovertext").first.text_content()
+    lab.page.keyboard.press("Enter")
+    expect(shown.get_by_label("Run A")).to_have_value(re.compile("."))
+    assert notebook.value("explorer.run_a") in told and notebook.value("explorer.next_choice") == "B"
+    notebook.value("explorer.set_trait('run_a', 'replay-0')")
     same = shown.get_by_text(re.compile("The same in both"))
     same.focus()
     lab.page.keyboard.press("Enter")

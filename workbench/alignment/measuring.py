@@ -115,15 +115,16 @@ def block_measures(subspace: Any, gradient: Any, projected: Any, step: Any, real
         realised: Of what became of it.
 
     Returns:
-        ``leakage`` of the realised step; ``removed_energy`` of what was projected; ``gradient_energy``; and where the
-        steps lie, at unit length, in the `frame_coordinates` of the gradient: ``step_u1``, ``step_u2``,
-        ``realised_u1``, ``realised_u2``.
+        ``leakage`` of the realised step; ``removed_energy`` of what was projected; ``gradient_energy``, each NaN where
+        there is nothing of which it would be a share; and where the steps lie, at unit length, in the
+        `frame_coordinates` of the gradient: ``step_u1``, ``step_u2``, ``realised_u1``, ``realised_u2``.
     """
-    energies = {"removed_energy": projected.energy.shares, "gradient_energy": gradient.energy.shares}
+    shares = {"leakage": realised, "removed_energy": projected, "gradient_energy": gradient}
+    shares = {name: torch.where(r.energy.total > 0, r.energy.shares, torch.nan) for name, r in shares.items()}
     places = {"step": frame_coordinates(subspace, gradient, step)}
     places["realised"] = places["step"] if realised is step else frame_coordinates(subspace, gradient, realised)
     frames = {f"{name}_u{i}": u for name, place in places.items() for i, u in enumerate(place, 1)}
-    return {"leakage": realised.energy.shares.sqrt(), **energies, **frames}
+    return shares | {"leakage": shares["leakage"].sqrt()} | frames
 
 
 def write_spectrum(subspace: Subspace, file: Path) -> None:

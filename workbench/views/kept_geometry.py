@@ -50,9 +50,9 @@ def geometry_figures(table: pd.DataFrame) -> Iterator[tuple[str, go.Figure]]:
 
 def _with_folders(table: pd.DataFrame) -> pd.DataFrame:
     """The completed runs whose folders the table names."""
-    if table.get("path", pd.Series(dtype=object)).dropna().empty:
-        return pd.DataFrame(columns=["group", "pipeline", "path"])
-    return completed_runs(table.dropna(subset="path"), needed=[])
+    known = table[[*{"path", "status"} & {*table}]].reindex(columns=["path", "status"]).fillna({"status": "completed"})
+    done = known["path"].notna() & known["status"].eq("completed")
+    return completed_runs(table[done], needed=[]) if done.any() else table[:0].assign(group="", pipeline="")
 
 
 def _traces(runs: pd.DataFrame) -> Iterator[tuple[str, go.Figure]]:
@@ -87,10 +87,11 @@ def _spectra(runs: pd.DataFrame) -> Iterator[tuple[str, go.Figure]]:
     kept = ((Path(run["path"]) / "spectrum.parquet", run) for run in each_run(runs, ["path"]))
     first = {(run["group"], run["pipeline"]): file for file, run in reversed([*kept]) if file.is_file()}
     for who, file in reversed(first.items()):
-        blocks = pd.read_parquet(file).groupby("block", sort=False, observed=True)["singular_value"]
-        values = {str(block): rows.tolist() for block, rows in blocks}
-        named = ", ".join(filter(None, who))
-        yield f"Spectrum of the reference gradients at the end of {named}", _spectrum(values)
+        with suppress(OSError, ValueError, KeyError):  # no table, or another
+            blocks = pd.read_parquet(file).groupby("block", sort=False, observed=True)["singular_value"]
+            values = {str(block): rows.tolist() for block, rows in blocks}
+            named = ", ".join(filter(None, who))
+            yield f"Spectrum of the reference gradients at the end of {named}", _spectrum(values)
 
 
 def _subspaces(table: pd.DataFrame) -> Iterator[tuple[str, "Subspace"]]:
@@ -118,7 +119,9 @@ def _spectrum(values: dict[str, list[float]]) -> go.Figure:
     width = max(map(len, short.values()))
     grid = [[*sigma, *[np.nan] * (width - len(sigma))] for sigma in short.values()]
     frame = pd.DataFrame(grid, index=[*short], columns=range(1, width + 1))
-    return block_heatmap(frame, "", "singular value of unit gradients (all 1: nothing shared)", across="Direction, by singular value")
+    return block_heatmap(
+        frame, "", "singular value of unit gradients (all 1: nothing shared)", across="Direction, by singular value"
+    )
 
 
 def _short(block: str) -> str:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
@@ -280,7 +281,7 @@ def _with_tax(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _known(value: Any) -> bool:
-    return isinstance(value, list | dict | tuple) or not pd.isna(value)
+    return isinstance(value, list | dict | tuple | np.ndarray) or not pd.isna(value)
 
 
 def _safe(value: Any) -> str:

@@ -1,5 +1,6 @@
 """Tables of texts: what a model answered, what a pair holds."""
 
+import html
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +18,21 @@ STYLES: Any = [
 def text_table(rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> "Styler":
     """A table to be read, as a notebook shows it: texts in full and from the left, wrapped, with their line breaks.
 
-    Markup in a text is shown as it is written, and dollar signs in it make no formula. Rows that are only numbered go
-    without their numbers.
+    Lists have a line for each of their members. Markup in a text is shown as it is written, and dollar signs in it make
+    no formula. Rows that are only numbered go without their numbers.
 
     Args:
         rows: A table, or one mapping for each row, as `show_answers` and `show_pairs` give them.
     """
     table = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame([*rows])
-    styled = table.style.format(escape="html").format_index(escape="html").format_index(escape="html", axis="columns")
-    styled = styled.set_table_styles(STYLES).set_table_attributes('class="tex2jax_ignore mathjax_ignore"')
-    return styled.hide() if isinstance(table.index, pd.RangeIndex) else styled
+    numbered = isinstance(table.index, pd.RangeIndex)
+    # All is escaped here: what pandas escapes are texts in cells alone, neither those in lists nor the names of axes.
+    escaped = table.map(_told).rename(index=_told, columns=_told).rename_axis(index=_told, columns=_told)
+    styled = escaped.style.set_table_styles(STYLES).set_table_attributes('class="tex2jax_ignore mathjax_ignore"')
+    return styled.hide() if numbered else styled
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "\n".join(map(_told, value))
+    return "" if value is None else html.escape(f"{value:.6g}" if isinstance(value, float) else str(value))

@@ -373,7 +373,8 @@ class GeometryExplorer(Explorer):
 
     def _draw_words(self) -> None:
         told = [f"{escape(name)} <b>{value:.3g}</b>" for name, value in self.readings.items()]
-        self._words.value = f'<div style="line-height: 1.5">{" · ".join(told)}</div>'
+        where = [f"<b>{escape(self._labels[self.block])}</b>"] if self.block else []  # a slider cuts long names
+        self._words.value = f'<div style="line-height: 1.5">{" · ".join(where + told)}</div>'
 
 
 def _shared(blocks: Sequence[Sequence[str]]) -> list[str]:

@@ -6,6 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+import numpy as np
+import pandas as pd
+
 SIDES = {"positives": "positive", "negatives": "negative"}
 AT_ONCE, AT_MOST = 1000, 20_000  # characters of a text that are seen, and that can be unfolded
 
@@ -89,10 +92,19 @@ def read_groups(rows: Iterable[Mapping[str, Any]]) -> list[Group]:
     Raises:
         ValueError: There is no row, or one has other columns.
     """
-    groups = [_group(number, dict(row)) for number, row in enumerate(rows)]
+    groups = [replace(_group(number, _plain(row)), row=dict(row)) for number, row in enumerate(rows)]
     if not groups:
         raise ValueError("expected at least one group to look at, got none: build some with wb.build_pairs.")
     return groups
+
+
+def _plain(value: Any) -> Any:
+    """A row of a table as one of a dataset: arrays as lists, and what is missing as None."""
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(part) for part in value]
+    return None if pd.api.types.is_scalar(value) and pd.isna(value) else value
 
 
 def _group(number: int, row: dict[str, Any]) -> Group:

@@ -24,11 +24,15 @@ function plotly(model) {
   return globalThis[SHELF];
 }
 
-// The points that stand for something, in the order of the figure: those with customdata.
+// The points that stand for something, in the order of the figure: those with customdata, each value where it is first.
 function* choices(box) {
+  const seen = new Set();
   for (const [curveNumber, trace] of box.data.entries()) {
     if (trace.visible === false || trace.visible === "legendonly" || !trace.customdata) continue;
-    for (let pointNumber = 0; pointNumber < trace.customdata.length; pointNumber++) yield { curveNumber, pointNumber };
+    for (const [pointNumber, value] of trace.customdata.entries()) {
+      if (!seen.has(value)) yield { curveNumber, pointNumber };
+      seen.add(value);
+    }
   }
 }
 
@@ -101,7 +105,8 @@ function render({ model, el }) {
     if (!points.length) return;
     if (step) place = (Math.max(place, step > 0 ? -1 : 0) + step + points.length) % points.length;
     const at = points[Math.min(Math.max(place, 0), points.length - 1)];
-    if (step) Plotly.Fx.hover(box, [at]);
+    const { xaxis = "x", yaxis = "y" } = box.data[at.curveNumber];
+    if (step) Plotly.Fx.hover(box, [at], xaxis + yaxis);
     else choose(at.curveNumber, at.pointNumber);
   }
 

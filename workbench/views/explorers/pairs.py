@@ -110,9 +110,10 @@ class PairsBrowser(Explorer):
                 cells={"values": [*columns.values()], "fill": {"color": [stripes]}, "height": 20, **look},
             )
         )
-        n_lines = sum(1 + text.count("<br>") for text in texts)
+        # plotly draws a row of plain text 20 pixels high; with markup in it 16 a line, and 15.
+        height = 100 + sum(31 + 16 * text.count("<br>") if {"<", "&"} & {*text} else 20 for text in texts)
         where = f"{len(self._passed):,} of {len(self._all):,} groups, page {self.page} of {self.n_pages}"
-        size = {"width": 940, "height": 100 + 21 * n_lines, "margin": {"l": 8, "r": 8, "t": 44, "b": 8}}
+        size = {"width": 940, "height": height, "margin": {"l": 8, "r": 8, "t": 44, "b": 8}}
         return figure.update_layout(template=template("light"), title_text=where, **size)
 
     # --- parts ------------------------------------------------------------------------------------------------------

@@ -129,6 +129,16 @@ class QuickPlane:
             [[*self._cut(rows, safety, up), *self._chosen(chosen, up), *self._rings(chosen, up)] for up in self.axes.up]
         )
 
+    def legend(self, means: pd.DataFrame) -> list[Trace]:
+        """What names the means where there is no table beside the plane: traces without points."""
+        rows = means.to_dict("records")
+        looks = ((row, mean_look(self.looks[row["group"]], row["pipeline"], "light", 11)) for row in rows)
+        names = [f"{safe(row['group'])}, {safe(row['pipeline'])}" for row in rows]
+        return [
+            dots([None], [None], [], look, name=name, showlegend=True)
+            for (_, look), name in zip(looks, names, strict=True)
+        ]
+
     def _layout(self, seen: Seen) -> dict[str, Any]:
         ends = {name: self._range(name, seen.runs) for name in self.axes.all} if seen.focus else self._ends
         n_panels = len(self.axes.up)
@@ -218,10 +228,12 @@ class QuickPlane:
 
     def _cut(self, matched: Sequence[Row], safety: float, up: str) -> Iterator[Trace]:
         """Where the groups are when they first reach a safety, as triangles; on its line, in the panel of safety."""
+        line = {"line": {"color": NEUTRAL, "width": 1, "dash": "dash"}, **SILENT}
         if up == "safety":
-            line = {"color": NEUTRAL, "width": 1, "dash": "dash"}
-            yield scatter(self._ends[self.axes.x], [safety, safety], "lines", line=line, **SILENT)
-        rows = [row for row in matched if row[f"{self.axes.x}.n"]]
+            yield scatter(self._ends[self.axes.x], [safety, safety], "lines", **line)
+        if self.axes.x == "safety":
+            yield scatter([safety, safety], self._ends[up], "lines", **line)
+        rows = [row for row in matched if row.get(f"{self.axes.x}.n", row["reached"])]
         trace = self._large(rows, (self.axes.x, up), 10 if len(rows) <= CROWD else 8)
         trace["marker"]["symbol"] = "triangle-down"
         yield trace

@@ -4,6 +4,7 @@ import html
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from workbench.study.outcomes import same
@@ -140,7 +141,7 @@ def escaped(value: Any) -> str:
 
 def known(value: Any) -> bool:
     """Whether there is a value at all."""
-    return bool(value) if isinstance(value, list | dict | tuple) else not pd.isna(value)
+    return len(value) > 0 if isinstance(value, list | dict | tuple | np.ndarray) else not pd.isna(value)
 
 
 def _side_by_side(rows: pd.DataFrame) -> str:

@@ -167,15 +167,17 @@ class TradeoffExplorer(Explorer):
 
     def still(self) -> go.Figure:
         """The plane as it is shown now, with a legend of its own."""
-        places = self._shown().places
-        if (self.x, self.y) == ("utility", "safety") and len(places):
+        plane, places, means = self._shown()
+        plain = not self.focus and self.run_a is None and self.run_b is None
+        if plane.axes == ("utility", "safety", "over_refusal") and len(places) and plain:
             shown: dict[str, Any] = {
                 "trajectories": self.trajectories,
                 "paper": self.paper,
                 "matched_safety": self.matched_safety,
             }
             return safety_utility(self._table.iloc[places], group=self._group, **shown)
-        return go.Figure(self._plot.figure).add_traces(self._plot.over)
+        figure = go.Figure(self._plot.figure).add_traces([*self._plot.over, *plane.legend(means)])
+        return figure.update_layout(width=940, showlegend=True)
 
     # --- traits ---------------------------------------------------------------------------------------------------
 
