@@ -208,7 +208,7 @@ def test_a_run_brings_its_own_table(tmp_path, table):
         pass
     explorer = GeometryExplorer.from_run(run)
     assert explorer.blocks == BLOCKS[:3] and explorer.steps.steps == [1, 2, 4] and explorer.survey is None
-    kept = [(block, 7 + i, d, 3.0 - d + i) for i, block in enumerate(reversed(BLOCKS)) for d in range(1, 3 - (i == 0))]
+    kept = [(block, 7 + i, d, 3.0 - d + i) for i, block in enumerate(reversed(BLOCKS)) for d in (1, 2)]
     spectrum = pd.DataFrame(kept, columns=["block", "n_params", "direction", "singular_value"])
     spectrum.astype({"block": "category"}).to_parquet(run.file("spectrum.parquet"))
     explorer = GeometryExplorer.from_run(run)

@@ -191,7 +191,7 @@ def test_the_geometry_is_what_the_folders_keep(tmp_path):
 def test_a_folder_of_failures_and_broken_files_has_a_page(tmp_path):
     with pytest.raises(RuntimeError), Run.start(tmp_path, {"technique": "plain"}, slug="failed"):
         raise RuntimeError("out of luck")
-    assert "failed" in write_report(load_runs(tmp_path), tmp_path / "failed.html").read_text()
+    assert "<td>failed</td>" in write_report(load_runs(tmp_path), tmp_path / "failed.html").read_text()
     made = Run.start(tmp_path, {"technique": "plain"}, slug="done")
     made.finish(scores={"utility": 0.6, "safety": 0.9})
     made.file("spectrum.parquet").write_bytes(b"PAR1 cut")

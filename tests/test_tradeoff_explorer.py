@@ -257,6 +257,16 @@ def test_the_comparison_tells_what_differs_and_by_how_much(table, explore):
     assert told.count("≠") == 5 and f"The same in both: {len(compared) - 5} values" in told
 
 
+def test_a_table_from_parquet_is_compared_like_the_one_it_was(table, explore, tmp_path):
+    whole = table.assign(domains=[["facts", "sums"]] * len(table)).drop(columns="trajectory")
+    whole.to_parquet(tmp_path / "runs.parquet")
+    chosen = {"run_a": "plain-sft-0", "run_b": "plain-sft-1"}
+    read = explore(pd.read_parquet(tmp_path / "runs.parquet"), **chosen)
+    assert read.comparison["differs"].to_dict() == explore(whole, **chosen).comparison["differs"].to_dict()
+    read.opened = "plain-sft-0"
+    assert not read.comparison.loc["domains", "differs"] and "facts" in read._opened.value
+
+
 def test_what_one_run_lacks_differs_and_what_both_lack_is_left_out(table, explore):
     table["decay"] = [0.5] + [np.nan] * (len(table) - 1)
     explorer = explore(table, run_a="plain-sft-0", run_b="plain-sft-1")

@@ -448,5 +448,6 @@ def test_a_table_of_texts_shows_them_whole_from_the_left_and_lets_no_markup_act(
     assert "row_heading" not in html  # a number says nothing
     named = text_table(pd.DataFrame({"n": [1]}, index=[ATTACK])).to_html()
     assert "row_heading" in named and "<img" not in named
+    assert named.count("<tr") == 2 and "nan" not in text_table([{"a": "x"}, {"b": None}]).to_html()
     listed = text_table(pd.DataFrame({"texts": [[ATTACK, "two"]], "n": [0.1234567]}).rename_axis("<u>n</u>")).to_html()
     assert "<img" not in listed and "<u>" not in listed and "&gt;\ntwo" in listed and "0.123457" in listed

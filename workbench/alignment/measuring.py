@@ -130,9 +130,11 @@ def block_measures(subspace: Any, gradient: Any, projected: Any, step: Any, real
 def write_spectrum(subspace: Subspace, file: Path) -> None:
     """Write each ``block``'s ``n_params`` and, by ``direction``, its ``singular_value``; nothing without any."""
     rows = [
-        {"block": name, "n_params": block.n_params, "direction": number, "singular_value": value}
-        for name, block in subspace.blocks.items()
-        for number, value in enumerate(block.singular_values.tolist(), start=1)
+        {"block": name, "n_params": n_params, "direction": number, "singular_value": value}
+        for name, n_params, values in zip(
+            subspace.names, subspace.sizes.tolist(), subspace.singular_values.tolist(), strict=True
+        )
+        for number, value in enumerate(values, start=1)
     ]
     _write(rows, ["singular_value"], file)
 

@@ -161,9 +161,9 @@ def pair_report(dataset: "Dataset") -> dict[str, Any]:
 
 
 def show_pairs(dataset: "Dataset | Sequence[Mapping[str, Any]]", n: int = 5) -> list[dict[str, Any]]:
-    """The first groups as one plain row for each text, entities marked as ``[Anna PERSON]``; for a ``DataFrame``.
+    """The first groups as one plain row for each text, entities marked as ``[Anna PERSON]``.
 
-    Texts are as they are: escaping is up to what shows them (pandas escapes HTML by itself).
+    Texts are as they are: `workbench.views.text_table` shows them, and escapes what is markup.
     """
     shown = []
     for i, group in zip(range(n), dataset, strict=False):

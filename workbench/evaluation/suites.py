@@ -122,7 +122,8 @@ def evaluate(
         intervals: Add ``"…_low"`` and ``"…_high"`` of 95 % intervals over items: Wilson's for rates, the bootstrap
             (BCa, over prompts, seeded) for other scores, and for an axis that of its suites together. What a scorer
             gives as one number has none.
-        progress: Show a bar of the suites, and one of the rows of the suite at work.
+        progress: Show a bar of the suites, where there are several, and in a terminal one of the rows of the suite at
+            work; in a notebook that one is shown for a single suite.
 
     Returns:
         ``"suite/…_rate"`` for every verdict and ``"suite/n"``; and, where suites count for them, the axes ``"safety"``
@@ -140,10 +141,10 @@ def read_suites(
     """What each suite shows of a model, item by item, with the arguments of `evaluate`, which adds it up."""
     if not suites:
         raise ValueError("suites is empty: expected a mapping from suite name to workbench.Suite.")
+    shown = {"desc": "evaluate", "disable": not progress or len(suites) == 1, "leave": False}
     with fitting_threads(model), inference(model), progress_shown(progress):
         return {
-            name: _read(model, tokenizer, suite, batch_size)
-            for name, suite in progress_bar(suites.items(), desc="evaluate", disable=not progress, leave=False)
+            name: _read(model, tokenizer, suite, batch_size) for name, suite in progress_bar(suites.items(), **shown)
         }
 
 

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from .runs import Run, flatten
 
 VOLATILE = (
@@ -51,6 +53,7 @@ def differences(first: Run, second: Run, *, tolerance: float = 0.0) -> list[str]
 
 def same(a: Any, b: Any, tolerance: float = 0.0) -> bool:
     """Whether two values of a record are the same: nan is nan, and numbers may differ by the tolerance."""
+    a, b = (value.tolist() if isinstance(value, np.ndarray) else value for value in (a, b))  # lists, from parquet
     if isinstance(a, float | int) and isinstance(b, float | int):
         return a == b or (math.isnan(a) and math.isnan(b)) or math.isclose(a, b, rel_tol=tolerance, abs_tol=tolerance)
     if isinstance(a, Mapping) and isinstance(b, Mapping):

@@ -99,6 +99,8 @@ def intervals(
         The values of `by` in a group → `{"utility": mean, "utility.low": …, "utility.high": …, "utility.n": …}`,
         groups in the order in which they come.
     """
+    if runs.empty:
+        return {}
     groups, firsts = _numbered(*(runs[name] for name in by))
     units, of_unit = _units(runs, groups)
     keys = [*zip(*(runs[name].to_numpy()[firsts] for name in by), strict=True)]

@@ -50,7 +50,7 @@ def geometry_figures(table: pd.DataFrame) -> Iterator[tuple[str, go.Figure]]:
 
 def _with_folders(table: pd.DataFrame) -> pd.DataFrame:
     """The completed runs whose folders the table names."""
-    known = table[[*{"path", "status"} & {*table}]].reindex(columns=["path", "status"]).fillna({"status": "completed"})
+    known = table.reindex(columns=["path", "status"]).fillna({"status": "completed"})
     done = known["path"].notna() & known["status"].eq("completed")
     return completed_runs(table[done], needed=[]) if done.any() else table[:0].assign(group="", pipeline="")
 
@@ -84,9 +84,11 @@ def _steps(run: Row) -> pd.DataFrame | None:
 
 def _spectra(runs: pd.DataFrame) -> Iterator[tuple[str, go.Figure]]:
     """Singular values of the last reference gradients, of the first run of each technique and pipeline."""
-    kept = ((Path(run["path"]) / "spectrum.parquet", run) for run in each_run(runs, ["path"]))
-    first = {(run["group"], run["pipeline"]): file for file, run in reversed([*kept]) if file.is_file()}
-    for who, file in reversed(first.items()):
+    first: dict[tuple[str, str], Path] = {}
+    for run in each_run(runs, ["path"]):
+        if (file := Path(run["path"]) / "spectrum.parquet").is_file():
+            first.setdefault((run["group"], run["pipeline"]), file)
+    for who, file in first.items():
         with suppress(OSError, ValueError, KeyError):  # no table, or another
             blocks = pd.read_parquet(file).groupby("block", sort=False, observed=True)["singular_value"]
             values = {str(block): rows.tolist() for block, rows in blocks}

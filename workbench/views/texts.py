@@ -27,7 +27,7 @@ def text_table(rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> "Styler":
     table = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame([*rows])
     numbered = isinstance(table.index, pd.RangeIndex)
     # All is escaped here: what pandas escapes are texts in cells alone, neither those in lists nor the names of axes.
-    escaped = table.map(_told).rename(index=_told, columns=_told).rename_axis(index=_told, columns=_told)
+    escaped = table.map(_told).rename(index=_told, columns=_told).rename_axis(index=_named, columns=_named)
     styled = escaped.style.set_table_styles(STYLES).set_table_attributes('class="tex2jax_ignore mathjax_ignore"')
     return styled.hide() if numbered else styled
 
@@ -35,4 +35,10 @@ def text_table(rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> "Styler":
 def _told(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "\n".join(map(_told, value))
-    return "" if value is None else html.escape(f"{value:.6g}" if isinstance(value, float) else str(value))
+    if pd.api.types.is_scalar(value) and pd.isna(value):
+        return ""
+    return html.escape(f"{value:.6g}" if isinstance(value, float) else str(value))
+
+
+def _named(name: Any) -> str | None:
+    return None if name is None else _told(name)  # an empty name would have a row of its own

@@ -23,10 +23,9 @@ def kept_survey(table: pd.DataFrame) -> "Survey":
     """What a run's ``spectrum.parquet`` tells: one spectrum per block, with no domains and no angles."""
     from workbench.geometry.survey import Survey
 
-    rows = table.astype({"block": str}).set_index(["block", "direction"])["singular_value"].unstack(fill_value=0)
-    sizes = table.astype({"block": str}).drop_duplicates("block").set_index("block")["n_params"]
-    values = rows.loc[sizes.index].to_numpy(float, copy=True)
-    return Survey(tuple(sizes.index), sizes.to_numpy(), {"all references": values})
+    sizes = table.drop_duplicates("block").set_index("block")["n_params"]
+    values = table["singular_value"].to_numpy(float, copy=True).reshape(len(sizes), -1)  # as many of every block
+    return Survey(tuple(map(str, sizes.index)), sizes.to_numpy(), {"all references": values})
 
 
 def spectrum_base(survey: "Survey") -> Plain:

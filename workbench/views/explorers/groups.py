@@ -58,6 +58,7 @@ class Group:
         number: Its place among the rows, from 0.
         row: As it was given.
         prompt: What its texts answer or go on from.
+        source: Where the anchor comes from, if that is known.
         said: The anchor, if there is one, then the positives, then the negatives.
         scores: What is known of the whole group in numbers.
     """
@@ -65,13 +66,9 @@ class Group:
     number: int
     row: dict[str, Any]
     prompt: str
+    source: str
     said: Sequence[Said]
     scores: Mapping[str, float]
-
-    @property
-    def source(self) -> str:
-        """Where the anchor comes from, if that is known."""
-        return as_text(self.row.get("source"))
 
     @property
     def words(self) -> str:
@@ -113,15 +110,16 @@ def _group(number: int, row: dict[str, Any]) -> Group:
             f"row {number}: expected the columns anchor, positives and negatives, as wb.build_pairs gives them, or "
             f"chosen and rejected, got {[*row]}: rename them."
         )
+    asked, source = as_text(row.get("prompt")), as_text(row.get("source"))
     if "anchor" not in row:
         pair = {"chosen": "positive", "rejected": "negative"}
         answers = [Said(side, as_text(row[column]), column) for column, side in pair.items()]
-        return Group(number, row, as_text(row.get("prompt")), answers, _numbers(row))
+        return Group(number, row, asked, source, answers, _numbers(row))
     entities, toxic = row.get("entities") or {}, row.get("toxic_spans") or ()
     spans = [*_spans(entities.get("anchor"), "entity"), *_spans(toxic, "toxic")]
     said = [Said("anchor", as_text(row["anchor"]), spans=spans)] if row["anchor"] is not None else []
     said += [one for side in SIDES for one in _side(row, side, entities.get(side) or ())]
-    return Group(number, row, as_text(row.get("prompt")), said, _numbers(row))
+    return Group(number, row, asked, source, said, _numbers(row))
 
 
 def _side(row: Mapping[str, Any], side: str, entities: Sequence[Any]) -> Iterator[Said]:

@@ -131,12 +131,10 @@ class QuickPlane:
 
     def legend(self, means: pd.DataFrame) -> list[Trace]:
         """What names the means where there is no table beside the plane: traces without points."""
-        rows = means.to_dict("records")
-        looks = ((row, mean_look(self.looks[row["group"]], row["pipeline"], "light", 11)) for row in rows)
-        names = [f"{safe(row['group'])}, {safe(row['pipeline'])}" for row in rows]
         return [
-            dots([None], [None], [], look, name=name, showlegend=True)
-            for (_, look), name in zip(looks, names, strict=True)
+            dots([None], [None], [], look, name=f"{safe(row['group'])}, {safe(row['pipeline'])}", showlegend=True)
+            for row in means.to_dict("records")
+            for look in [mean_look(self.looks[row["group"]], row["pipeline"], "light", 11)]
         ]
 
     def _layout(self, seen: Seen) -> dict[str, Any]:
