@@ -39,7 +39,8 @@ def samples():
     Their licences (non-commercial, share-alike) keep them out of the repository.
     """
     if not SAMPLES.is_dir():
-        pytest.skip(f"needs the public sample files in {SAMPLES.relative_to(ROOT.parent)} beside the checkout")
+        place = SAMPLES.relative_to(ROOT.parent)
+        pytest.skip(f"needs the public sample files, which licences keep out of the repository, in {place} beside it")
     return SAMPLES
 
 

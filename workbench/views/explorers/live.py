@@ -113,7 +113,8 @@ class Explorer(ipywidgets.VBox):
 
     def still(self) -> go.Figure:
         """What the explorer shows now, as one figure."""
-        # Every explorer says it. Not an abstract method: the metaclass of widgets is none of abc's.
+        # All explorers define it; this tells the author of another. No abstractmethod: widgets have a metaclass of
+        # their own, which is none of abc's, so that nothing would check it.
         raise NotImplementedError(f"{type(self).__name__} has no still figure: define still().")
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ What of a run never changes, its place, its way and its texts, is laid out once 
 above the other and share the axis that goes across; names and numbers are in the table beside them, not in a legend.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -109,7 +109,11 @@ class QuickPlane:
 
     def figure(self, seen: Seen) -> dict[str, Any]:
         """The plane of some runs, as plotly's JSON holds it, on a light page: all but what is over it."""
-        means = [row | {"told": self._mean_told(row)} for row in seen.means.to_dict("records")]
+        about = "mean of {runs} runs on {bases} bases"
+        means = [
+            row | {"told": self._told(row, about.format_map(row), self.axes.all)}
+            for row in seen.means.to_dict("records")
+        ]
         layers = [[*self._panel(seen, means, up)] for up in self.axes.up]
         if self.axes[:2] == ("utility", "safety") and len(seen.means):
             stair = front(seen.means, self._ends["utility"][0], self._ends["safety"][0], named=False)
@@ -124,7 +128,12 @@ class QuickPlane:
             safety: That safety.
             chosen: Letter → number of a run that is marked, with its way.
         """
-        rows = [row | {"safety": safety, "told": self._cut_told(row, safety)} for row in matched.to_dict("records")]
+        about = f"at safety {safety:.2f}, which {{reached}} of {{with_trajectory}} runs reach"
+        names = [name for name in self.axes.all if name != "safety"]
+        rows = [
+            row | {"safety": safety, "told": self._told(row, about.format_map(row), names)}
+            for row in matched.to_dict("records")
+        ]
         return _placed(
             [[*self._cut(rows, safety, up), *self._chosen(chosen, up), *self._rings(chosen, up)] for up in self.axes.up]
         )
@@ -215,14 +224,10 @@ class QuickPlane:
         }
         return self._large(rows, (self.axes.x, up), 13) | bars
 
-    def _mean_told(self, row: Row) -> str:
-        return "<br>".join(
-            [
-                f"<b>{safe(row['group'])}</b>, {safe(row['pipeline'])}",
-                f"mean of {row['runs']} runs on {row['bases']} bases",
-                *(f"{word} {told_interval(row, name)}" for name, word in self.axes.words.items()),
-            ]
-        )
+    def _told(self, row: Row, about: str, names: Iterable[str]) -> str:
+        """What a large mark tells."""
+        lines = [f"<b>{safe(row['group'])}</b>, {safe(row['pipeline'])}", about]
+        return "<br>".join([*lines, *(f"{self.axes.words[name]} {told_interval(row, name)}" for name in names)])
 
     def _cut(self, matched: Sequence[Row], safety: float, up: str) -> Iterator[Trace]:
         """Where the groups are when they first reach a safety, as triangles; on its line, in the panel of safety."""
@@ -235,15 +240,6 @@ class QuickPlane:
         trace = self._large(rows, (self.axes.x, up), 10 if len(rows) <= CROWD else 8)
         trace["marker"]["symbol"] = "triangle-down"
         yield trace
-
-    def _cut_told(self, row: Row, safety: float) -> str:
-        return "<br>".join(
-            [
-                f"<b>{safe(row['group'])}</b>, {safe(row['pipeline'])}",
-                f"at safety {safety:.2f}, which {row['reached']} of {row['with_trajectory']} runs reach",
-                *(f"{word} {told_interval(row, name)}" for name, word in self.axes.words.items() if name != "safety"),
-            ]
-        )
 
     def _large(self, rows: Sequence[Row], place: tuple[str, str], size: float) -> Trace:
         x, y = ([_plain(row[name]) for row in rows] for name in place)
